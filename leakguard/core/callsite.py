@@ -1,0 +1,249 @@
+"""Call sites: from a stack to the user's own lines, kept cheap and rendered late.
+
+A call site stores code objects and instruction offsets only. Frames are never kept: they
+would keep every local variable of the request alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import Final, NamedTuple
+
+Segments = Callable[[], Iterable[FrameType]]
+"""Gives the innermost frames of the further stacks that the current one hangs from.
+
+A stack that runs inside a greenlet ends where the greenlet starts; the code that awaits it is
+found on the stacks of its parents.
+"""
+
+_MACHINERY: Final = frozenset(
+    (  # noqa: SIM905  (a list of words reads best as words)
+        "aiomysql aiosqlite alembic anyio asyncmy asyncpg fastapi fastapi_cli flask_sqlalchemy "
+        "greenlet gunicorn h11 httptools hypercorn leakguard pluggy prometheus_client psycopg "
+        "psycopg_pool pydantic pymysql pytest _pytest sentry_sdk sniffio sqlalchemy sqlmodel "
+        "starlette trio uvicorn uvloop"
+    ).split()
+)
+"""Packages that stand between the user's line and leakguard, wherever they are installed."""
+
+
+class Frame(NamedTuple):
+    """One of the user's own frames."""
+
+    file: str
+    """The path as Python knows it."""
+    line: int
+    """The line number, from 1."""
+    function: str
+    """The qualified name of the function."""
+
+
+class Place(IntEnum):
+    """Whose a source file is."""
+
+    LIBRARY = 0
+    """The standard library or a package that is never the user's line."""
+    THIRD_PARTY = 1
+    """Another installed package: the user's line where no line of theirs is on the stack."""
+    USER = 2
+    BOUNDARY = 3
+    """The event loop or leakguard's middleware: what lies outside is not part of the scope."""
+
+
+class CallSite:
+    """Where something happened: the user's own frames, innermost first; at least one."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: tuple[tuple[CodeType, int], ...]) -> None:
+        """Take pairs of code object and offset of the last instruction (`f_lasti`)."""
+        self._raw = raw
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """The user's frames, innermost first, as many as the settings keep."""
+        return tuple(
+            Frame(code.co_filename, _line(code, offset), code.co_qualname)
+            for code, offset in self._raw
+        )
+
+    @property
+    def file(self) -> str:
+        """The path of the innermost user frame's file."""
+        return self.code.co_filename
+
+    @property
+    def line(self) -> int:
+        """The line number in `file`."""
+        return _line(*self._raw[0])
+
+    @property
+    def function(self) -> str:
+        """The qualified name of the innermost user frame's function."""
+        return self.code.co_qualname
+
+    @property
+    def code(self) -> CodeType:
+        """The code object of the innermost user frame: what a diagnosis looks at."""
+        return self._raw[0][0]
+
+    def __str__(self) -> str:
+        """Say `file:line in function`, the file relative to the working directory."""
+        return f"{relative_path(self.file)}:{self.line} in {self.function}"
+
+    def __repr__(self) -> str:
+        return f"<CallSite {self}>"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the innermost lines: the same line is the same site by whatever way."""
+        return isinstance(other, CallSite) and self._raw[0] == other._raw[0]
+
+    def __hash__(self) -> int:
+        return hash(self._raw[0])
+
+
+def capture(  # noqa: C901  (one loop: it runs at every checkout, and a call costs as much as a frame)
+    frame: FrameType | None, limit: int, segments: Segments
+) -> CallSite | None:
+    """Walk outwards from `frame` and keep up to `limit` user frames.
+
+    `None` where neither the user nor another installed package has a line on the stack.
+    """
+    found: list[tuple[CodeType, int]] = []
+    third_party: tuple[CodeType, int] | None = None
+    places = _places
+    further: Iterator[FrameType] | None = None
+    while True:
+        while frame is not None:
+            code = frame.f_code
+            place = places.get(code.co_filename)
+            if place is None:
+                place = _place_of(frame)
+            if place:  # anything but LIBRARY, by far the most frequent
+                if place is Place.USER:
+                    found.append((code, frame.f_lasti))
+                    if len(found) == limit:
+                        return CallSite(tuple(found))
+                elif place is Place.BOUNDARY:
+                    return _site(found, third_party)
+                elif third_party is None:
+                    third_party = (code, frame.f_lasti)
+            frame = frame.f_back
+        if further is None:
+            further = iter(segments())
+        frame = next(further, None)
+        if frame is None:
+            return _site(found, third_party)
+
+
+def no_segments() -> Iterable[FrameType]:
+    """Say that the stack hangs from no other one."""
+    return ()
+
+
+def relative_path(file: str) -> str:
+    """Give `file` relative to the working directory where it lies below it."""
+    try:
+        directory = os.getcwd()
+    except OSError:  # the working directory was removed
+        return file
+    return file.removeprefix(directory.rstrip(os.sep) + os.sep)
+
+
+def import_path(file: str) -> str:
+    """Give `file` relative to the folder it is imported from: the same on every host."""
+    roots = [os.path.abspath(entry) for entry in sys.path]
+    below = [root for root in roots if file.startswith(root + os.sep)]
+    return os.path.relpath(file, max(below, key=len)) if below else os.path.basename(file)
+
+
+def _site(
+    found: list[tuple[CodeType, int]], third_party: tuple[CodeType, int] | None
+) -> CallSite | None:
+    if found:
+        return CallSite(tuple(found))
+    return CallSite((third_party,)) if third_party else None
+
+
+@lru_cache(maxsize=1024)
+def _line(code: CodeType, offset: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return line
+    return code.co_firstlineno
+
+
+_places: Final[dict[str, Place]] = {}
+_PLACES_LIMIT: Final = 10_000
+
+
+def _place_of(frame: FrameType) -> Place:
+    """Classify a frame by its file, and remember the answer."""
+    file = frame.f_code.co_filename
+    if file.startswith("<"):  # generated code: only a prompt and `python -c` are the user's
+        return Place.USER if frame.f_globals.get("__name__") == "__main__" else Place.LIBRARY
+    if len(_places) >= _PLACES_LIMIT:
+        _places.clear()
+    place = _places[file] = classify(file)
+    return place
+
+
+def classify(file: str) -> Place:
+    """Say whose `file` is, by where it lies."""
+    path = os.path.abspath(file)
+    if path in _BOUNDARIES:
+        return Place.BOUNDARY
+    for folder in _PACKAGE_FOLDERS:
+        if path.startswith(folder):
+            package = path[len(folder) :].split(os.sep, 1)[0].removesuffix(".py")
+            return Place.LIBRARY if package in _MACHINERY else Place.THIRD_PARTY
+    if path.startswith(_LIBRARY_FOLDERS):
+        return Place.LIBRARY
+    return Place.USER
+
+
+def mark_boundary(file: str) -> None:
+    """Make a walk end at frames of `file`: what lies outside is not part of the scope."""
+    _BOUNDARIES.add(os.path.abspath(file))
+    _places.pop(file, None)
+
+
+def _folder(path: str) -> str:
+    return os.path.abspath(path) + os.sep
+
+
+_PACKAGE_FOLDERS: Final = tuple(
+    {
+        _folder(path)
+        for path in (
+            sysconfig.get_path("purelib"),
+            sysconfig.get_path("platlib"),
+            site.getusersitepackages(),
+            *site.getsitepackages(),
+        )
+    }
+)
+_LIBRARY_FOLDERS: Final = tuple(
+    {
+        _folder(path)
+        for path in (
+            sysconfig.get_path("stdlib"),
+            sysconfig.get_path("platstdlib"),
+            # leakguard itself, also where it is installed in editable form
+            os.path.dirname(os.path.dirname(__file__)),
+        )
+    }
+)
+_BOUNDARIES: Final = {
+    os.path.abspath(inspect.getfile(module))
+    for module in (asyncio.base_events, asyncio.events, asyncio.runners)
+}

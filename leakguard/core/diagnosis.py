@@ -1,0 +1,267 @@
+"""Diagnosis: from the evidence of a finding to the likely mistake and its fix.
+
+A cause is named only where the evidence carries it. Each rule looks at one finding's `Case`
+and either explains it or passes it on; the first that explains it wins.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import CodeType
+from typing import Final
+
+from leakguard.core.finding import FindingKind, Hint
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The evidence: plain values, and code objects, which tell what kind a function is."""
+
+    kind: FindingKind
+    constructor: CodeType | None = None
+    """The function that constructed the session."""
+    acquirer: CodeType | None = None
+    """The function that checked the connection out."""
+    closed_by: CodeType | None = None
+    """The function that closed the session before its first use."""
+    by_session: bool = False
+    """Whether a session checked the connection out."""
+    exception: str | None = None
+    """The type name of the exception that ended the scope."""
+    cancelled: bool = False
+    """Whether the scope was cancelled."""
+    status: int | None = None
+    """The status of the response."""
+    taken_after_close: bool = False
+    """Whether the session had been closed before this checkout."""
+    taken_again: bool = False
+    """Whether the session had given a connection back before, by commit or rollback."""
+    after_response: bool = False
+    """Whether the connection was checked out after the last byte of the response."""
+    endpoint: CodeType | None = None
+    """The function that the route names."""
+    holder: str | None = None
+    """The task or thread that had it, where that went on after the scope."""
+
+
+Rule = Callable[[Case], Hint | None]
+
+
+def diagnose(case: Case) -> Hint:
+    """Name the likely mistake, and always a fix."""
+    for rule in _RULES[case.kind]:
+        hint = rule(case)
+        if hint is not None:
+            return hint
+    return _GENERIC_FIXES[case.kind](case)
+
+
+def is_generator(code: CodeType | None) -> bool:
+    """Say whether calling the function makes a generator, sync or async: a dependency's form."""
+    return code is not None and bool(
+        code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
+    )
+
+
+def is_async(code: CodeType | None) -> bool:
+    """Say whether the function is `async def`."""
+    return code is not None and bool(
+        code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
+    )
+
+
+def _name(code: CodeType | None) -> str:
+    return "the function" if code is None else code.co_name
+
+
+def _used_after_close(case: Case) -> Hint | None:
+    if not case.taken_after_close:
+        return None
+    function = _name(case.constructor)
+    if is_generator(case.constructor) and case.closed_by is case.constructor:
+        return Hint(
+            f"the session was used after {function} had closed it: Python runs the clean-up of a "
+            f"generator that nobody keeps at once, as in db = next({function}()), and a closed "
+            "session that is used again silently takes a new connection",
+            f"let the framework run it: db = Depends({function}), or outside of a request: "
+            f"with contextlib.contextmanager({function})() as db:",
+        )
+    return Hint(
+        "the session was used again after close(), which silently took a new connection",
+        "close the session after its last use, reading of expired attributes included",
+    )
+
+
+def _skipped_by_cancellation(case: Case) -> Hint | None:
+    if not case.cancelled:
+        return None
+    return Hint(
+        "the request was cancelled, and the code that would have given the connection back "
+        "did not run",
+        _close_always(case),
+    )
+
+
+def _skipped_by_exception(case: Case) -> Hint | None:
+    # A framework throws the exception of the request into the generator, also one that it
+    # answers with a status of its own, such as FastAPI's HTTPException.
+    failed = case.exception is not None or (case.status or 0) >= _FIRST_ERROR_STATUS
+    constructor = case.constructor
+    if not (failed and is_generator(constructor) and _calls_close(constructor)):
+        return None
+    how = ", so an exception skips it"
+    if not _has_block(constructor):
+        how = " after its yield, without a finally block" + how
+    return Hint(f"{_name(constructor)} calls close(){how}", _wrap_the_yield(case))
+
+
+def _generator_without_close(case: Case) -> Hint | None:
+    constructor = case.constructor
+    if not is_generator(constructor) or _might_close(constructor):
+        return None
+    return Hint(
+        f"{_name(constructor)} yields the session and never closes it", _wrap_the_yield(case)
+    )
+
+
+def _taken_again(case: Case) -> Hint | None:
+    if not case.taken_again:
+        return None
+    return Hint(
+        "commit() or rollback() gave a connection back, and using the session afterwards "
+        "(an expired attribute, refresh(), another query) checked out this one",
+        _close_always(case),
+    )
+
+
+def _never_closed_where_constructed(case: Case) -> Hint | None:
+    constructor = case.constructor
+    if not case.by_session or constructor is None or _might_close(constructor):
+        return None
+    return Hint(
+        f"{_role(constructor, case)} constructs the session and does not close it",
+        _close_always(case),
+    )
+
+
+def _connection_never_closed(case: Case) -> Hint | None:
+    acquirer = case.acquirer
+    if case.by_session or acquirer is None or _might_close(acquirer):
+        return None
+    return Hint(
+        f"{_role(acquirer, case)} takes a connection and does not close it", _close_always(case)
+    )
+
+
+def _role(code: CodeType, case: Case) -> str:
+    if code is case.endpoint:
+        return f"the endpoint {code.co_name}"
+    if case.after_response:
+        return f"{code.co_name}, which runs after the response,"
+    return code.co_name
+
+
+def _calls_close(code: CodeType | None) -> bool:
+    return code is not None and not _CLOSING_NAMES.isdisjoint(code.co_names)
+
+
+def _might_close(code: CodeType | None) -> bool:
+    return _calls_close(code) or _has_block(code)
+
+
+def _has_block(code: CodeType | None) -> bool:
+    """Say whether the function has a `with` or `try` block, which might be a clean-up."""
+    # Coroutines and generators have an exception table of their own, for StopIteration; only
+    # the handlers of blocks push an exception.
+    return code is not None and any(
+        instruction.opname == "PUSH_EXC_INFO" for instruction in dis.get_instructions(code)
+    )
+
+
+def _wrap_the_yield(case: Case) -> str:
+    if is_async(case.constructor):
+        return "async with the session around the yield: async with Session() as db: yield db"
+    return "wrap the yield: try: yield db / finally: db.close(), or: with Session() as db: yield db"
+
+
+def _close_always(case: Case) -> str:
+    asynchronous = "async " if is_async(case.constructor or case.acquirer) else ""
+    if case.by_session:
+        return f"use a block, which closes it whatever happens: {asynchronous}with Session() as db:"
+    return (
+        "use a block, which closes it whatever happens: "
+        f"{asynchronous}with engine.connect() as connection:"
+    )
+
+
+_FIRST_ERROR_STATUS: Final = 400
+_CLOSING_NAMES: Final = frozenset({"close", "aclose", "remove", "close_all"})
+
+_LOSSES: Final[tuple[Rule, ...]] = (
+    _used_after_close,
+    _skipped_by_cancellation,
+    _skipped_by_exception,
+    _generator_without_close,
+    _taken_again,
+    _never_closed_where_constructed,
+    _connection_never_closed,
+)
+_RULES: Final[dict[FindingKind, tuple[Rule, ...]]] = {
+    **dict.fromkeys(FindingKind, ()),
+    FindingKind.LEAKED: _LOSSES,
+    FindingKind.RECLAIMED: _LOSSES,
+}
+
+
+def _generic_loss(case: Case) -> Hint:
+    return Hint(None, _close_always(case))
+
+
+def _generic_outlives(case: Case) -> Hint:
+    return Hint(
+        f"{case.holder or 'a task or thread'} was started by the scope and is still using it",
+        "await it before the request ends, or let it open and close a session of its own; if it "
+        "is meant to go on, say so: with leakguard.allow(reason):",
+    )
+
+
+def _generic_late(_: Case) -> Hint:
+    return Hint(
+        "a background task, the body of a stream or a slow client kept it after the response",
+        "close the session before the slow part, or open one there; in FastAPI, "
+        'Depends(..., scope="function") ends before the response is sent',
+    )
+
+
+def _generic_nested(_: Case) -> Hint:
+    return Hint(
+        "one unit of work needs two connections at once: when every worker holds its first and "
+        "waits for its second, none goes on",
+        "pass the session on instead of opening another one, or give the inner work an engine of "
+        "its own",
+    )
+
+
+def _generic_sync(_: Case) -> Hint:
+    return Hint(
+        "a synchronous checkout in async code stops every request of the process while it waits",
+        "make the function def instead of async def, or use AsyncSession",
+    )
+
+
+def _generic_unclosed(case: Case) -> Hint:
+    return Hint("nobody called close(); it holds no connection now", _close_always(case))
+
+
+_GENERIC_FIXES: Final[dict[FindingKind, Callable[[Case], Hint]]] = {
+    FindingKind.LEAKED: _generic_loss,
+    FindingKind.RECLAIMED: _generic_loss,
+    FindingKind.OUTLIVES_SCOPE: _generic_outlives,
+    FindingKind.RETURNED_LATE: _generic_late,
+    FindingKind.NESTED_CHECKOUT: _generic_nested,
+    FindingKind.SYNC_IN_ASYNC: _generic_sync,
+    FindingKind.UNCLOSED_SESSION: _generic_unclosed,
+}

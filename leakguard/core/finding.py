@@ -1,0 +1,166 @@
+"""Findings: a verdict with everything needed to fix it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from leakguard.core.callsite import CallSite, import_path
+
+if TYPE_CHECKING:
+    from leakguard.core.hold import Hold
+    from leakguard.core.scope import Scope
+
+
+class Severity(StrEnum):
+    """How much a finding matters."""
+
+    ERROR = "error"
+    """A connection was lost to its pool, or somebody waited for one in vain."""
+    WARNING = "warning"
+    """A connection is kept from others for long."""
+    NOTICE = "notice"
+    """Legal and worth knowing."""
+
+
+class FindingKind(StrEnum):
+    """What was found. The most severe first: where several fit a hold, the first names it."""
+
+    LEAKED = "leaked"
+    """A connection is still out although its scope has ended and nothing could return it."""
+    RECLAIMED = "reclaimed"
+    """Nobody closed a connection: the garbage collector gave it back or threw it away."""
+    OUTLIVES_SCOPE = "outlives_scope"
+    """Still out when its scope ended, in the hands of a task or thread that is still running."""
+    RETURNED_LATE = "returned_late"
+    """Given back more than `late_after` seconds after the last byte of the response."""
+    NESTED_CHECKOUT = "nested_checkout"
+    """One scope took a second connection of a pool while it held one."""
+    SYNC_IN_ASYNC = "sync_in_async"
+    """A synchronous checkout on a thread that runs an event loop."""
+    UNCLOSED_SESSION = "unclosed_session"
+    """A session that holds no connection was not closed by the end of its scope."""
+
+    @property
+    def severity(self) -> Severity:
+        """How much a finding of this kind matters."""
+        return _SEVERITIES.get(self, Severity.NOTICE)
+
+
+_SEVERITIES: Final[Mapping[FindingKind, Severity]] = {
+    FindingKind.LEAKED: Severity.ERROR,
+    FindingKind.RECLAIMED: Severity.ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUsage:
+    """How full a pool was when a finding was made."""
+
+    out: int | None
+    """Connections out; `None` where the pool does not count (`NullPool`)."""
+    capacity: int | None
+    """Connections the pool may have out at once; `None` where it has no limit."""
+    same_line: int
+    """Open holds of the pool that come from the same line as the finding's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """The likely mistake and its fix."""
+
+    cause: str | None
+    """What probably went wrong; `None` where the evidence carries no cause."""
+    fix: str
+    """What to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The state of a hold at the moment of its finding: facts that later change or vanish."""
+
+    held_for: float
+    """Seconds from checkout or construction."""
+    idle_for: float | None
+    """Seconds since a statement last began, or since the checkout where none did; `None` where
+    the settings do not keep statements."""
+    in_transaction: bool | None = None
+    backend_pid: int | None = None
+    holder: str | None = None
+    """The task or thread that had it, where that is not the scope's own."""
+    late_by: float | None = None
+    """Seconds after the last byte of the response at which it came back."""
+
+
+@dataclass(eq=False, slots=True)
+class Finding:
+    """A verdict on a hold, or on a pool. `str(finding)` is its report."""
+
+    kind: FindingKind
+    hold: Hold | None
+    """What was not given back; `None` for a finding on a pool."""
+    scope: Scope | None
+    """The request, test or job it belongs to; `None` where there was none."""
+    pool: str | None
+    """The name of the pool."""
+    hint: Hint
+    """The likely mistake and its fix."""
+    fingerprint: str
+    """Names the mistake, not the occurrence: the same in every process and after a restart."""
+    evidence: Evidence
+    also: tuple[FindingKind, ...] = ()
+    """Other kinds that fit the same hold; the most severe one names the finding."""
+    usage: PoolUsage | None = None
+    """How full the pool was."""
+    count: int = 1
+    """How often this fingerprint was found so far in this process, this one included."""
+    first_seen: datetime = field(default_factory=lambda: datetime.now().astimezone())
+    """When this fingerprint was first found in this process."""
+    first_scope: str | None = None
+    """The name of the scope in which this fingerprint was first found."""
+    resolution: str | None = None
+    """How the connection came back after all; `None` while it has not."""
+
+    @property
+    def severity(self) -> Severity:
+        """How much it matters."""
+        return self.kind.severity
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the connection came back after all."""
+        return self.resolution is not None
+
+    def __str__(self) -> str:
+        from leakguard.core.report import render  # noqa: PLC0415  (report knows finding)
+
+        return render(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give every fact of the finding as JSON-ready values."""
+        from leakguard.core.report import to_dict  # noqa: PLC0415  (report knows finding)
+
+        return to_dict(self)
+
+
+def fingerprint(
+    kind: FindingKind, created_at: CallSite | None, acquired_at: CallSite | None
+) -> str:
+    """Name a mistake: its kind, and the lines that made it relative to their functions.
+
+    Neither the folder of the project nor the lines above a function are part of it, so that
+    it survives a move to another host and an edit elsewhere in the file.
+    """
+    parts = [kind.value, _position(created_at), _position(acquired_at)]
+    return hashlib.blake2s("\n".join(parts).encode(), digest_size=8).hexdigest()
+
+
+def _position(site: CallSite | None) -> str:
+    if site is None:
+        return "-"
+    offset = site.line - site.code.co_firstlineno
+    return f"{import_path(site.file)}:{site.function}+{offset}"

@@ -1,0 +1,297 @@
+"""The guard: what sources see goes in, findings for observers come out."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from leakguard.core.faults import FAULTS
+from leakguard.core.finding import FindingKind
+from leakguard.core.hold import ConnectionHold, Hold
+from leakguard.core.judge import Judge
+from leakguard.core.observer import Observers
+from leakguard.core.register import Register
+from leakguard.core.report import describe_return
+from leakguard.core.scope import NO_EVENTS, EventLog, Scope
+from leakguard.core.settings import Mode
+from leakguard.core.verdict import Verdict
+from leakguard.core.watch import WATCH
+from leakguard.exceptions import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+    from types import TracebackType
+
+    from leakguard.core.finding import Finding
+    from leakguard.core.observer import Observer
+    from leakguard.core.settings import Settings
+
+
+class Source(Protocol):
+    """Where a guard learns what happens."""
+
+    def attach(self, guard: Guard) -> None:
+        """Tell `guard` from now on."""
+        ...
+
+    def detach(self, guard: Guard) -> None:
+        """Tell it no more, and leave the library as it was found."""
+        ...
+
+
+class Guard:
+    """Settings, observers and the set of open holds, for as long as the process wants.
+
+    Sources call `acquired`, `released` and `collected`, and open and close its scopes.
+    """
+
+    def __init__(
+        self, settings: Settings, observers: Iterable[Observer], sources: Iterable[Source]
+    ) -> None:
+        self.settings = settings
+        self.installed = False
+        self.observers = Observers(observers, FAULTS)
+        self._sources = tuple(sources)
+        self._register = Register(settings.ignore, FAULTS)
+        self._judge = Judge(settings.late_after, self._found, self.released)
+        self._open: dict[Hold, None] = {}
+        self._unresolved: dict[Hold, Finding] = {}
+
+    def install(self) -> Self:
+        """Begin to watch. Does nothing where it is installed, or where the mode is "off"."""
+        if not self.installed and self.settings.mode is not Mode.OFF:
+            for source in self._sources:
+                source.attach(self)
+            self.installed = True
+            WATCH.join()
+        return self
+
+    def uninstall(self) -> None:
+        """Stop watching and forget every open hold. Does nothing where it is not installed."""
+        if self.installed:
+            self.installed = False
+            for source in reversed(self._sources):
+                source.detach(self)
+            self._judge.forget()
+            self._open.clear()
+            self._unresolved.clear()
+            WATCH.leave()
+
+    def __enter__(self) -> Self:
+        return self.install()
+
+    def __exit__(self, *_: object) -> None:
+        self.uninstall()
+
+    def open_holds(self) -> tuple[Hold, ...]:
+        """Give a snapshot of every open hold, sessions and connections, oldest first."""
+        for hold in self._open.copy():
+            if not hold.collected and not hold.open:
+                self.released(hold)
+        return tuple(hold for hold in self._open.copy() if not hold.collected)
+
+    def scope(self, name: str, type: str = "job") -> ScopeBlock:  # noqa: A002  (the field's name for it)
+        """Open a scope by hand, with `with` or `async with`; the block's value is the scope.
+
+        Raises `SettingsError` where the name or the type is not a string or is empty.
+        """
+        for setting, value in (("name", name), ("type", type)):
+            if not isinstance(value, str) or not value:
+                raise SettingsError(setting, value, "it is a string of at least one character")
+        return ScopeBlock(self, name, type)
+
+    def new_log(self) -> EventLog:
+        """Give what a new scope of this guard keeps its events in."""
+        return EventLog() if self.settings.events else NO_EVENTS
+
+    def open_scope(self, scope: Scope) -> None:
+        """Begin `scope`: it is the current one from now on."""
+        scope.enter()
+        observers = self.observers
+        if observers.scope_opened:
+            observers.tell(observers.scope_opened, scope)
+
+    def close_scope(self, scope: Scope) -> None:
+        """End `scope` and judge what it did not give back. Never raises."""
+        scope.leave()
+        scope.closed_at = monotonic()
+        scope.log.add("scope closed")
+        if (scope.open_holds or scope.notable) and self.installed:
+            try:
+                self._judge.close(scope)
+            except Exception as error:  # noqa: BLE001  (the request must not notice)
+                FAULTS.report("leakguard's judge", error, "Please report it.")
+        observers = self.observers
+        if observers.scope_closed:
+            observers.tell(observers.scope_closed, scope)
+
+    def acquired(self, hold: Hold) -> None:
+        """Take note of a new hold; its scope, holder and evidence are set."""
+        if hold.allowed is None:
+            hold.allowed = _allowed.get()
+        self._open[hold] = None
+        scope = hold.scope
+        if scope is not None:
+            scope.log.add(_ACQUIRED[hold.resource], hold.site)
+            self._enter_scope(hold, scope)
+        if not WATCH.started:
+            WATCH.start()
+        observers = self.observers
+        if observers.acquired:
+            observers.tell(observers.acquired, hold)
+
+    def withdraw(self, hold: Hold) -> None:
+        """Give up a hold that belongs to another scope, as its session tells."""
+        self._open.pop(hold, None)
+        if hold.scope is not None:
+            hold.scope.open_holds.pop(hold, None)
+
+    def released(self, hold: Hold) -> None:
+        """Take note that a session was closed or a connection came back; once is enough."""
+        if self._open.pop(hold, hold) is not None:
+            return
+        hold.released_monotonic = now = monotonic()
+        scope = hold.scope
+        if scope is not None:
+            scope.open_holds.pop(hold, None)
+            scope.log.add(_RELEASED[hold.resource])
+            if scope.closed_at is None and isinstance(hold, ConnectionHold):
+                self._note(scope, hold, now)
+        if hold in self._unresolved:
+            self._resolve(hold)
+        observers = self.observers
+        if observers.released:
+            observers.tell(observers.released, hold)
+
+    def collected(self, hold: Hold) -> None:
+        """Take note that the garbage collector took what nobody had closed.
+
+        Called from finalizers, that is, at any point of any code: it takes no lock and leaves
+        everything that might to the watch.
+        """
+        hold.released_monotonic = monotonic()
+        hold.collected = True
+        WATCH.post(partial(self._after_collection, hold))
+
+    def _enter_scope(self, hold: Hold, scope: Scope) -> None:
+        scope.open_holds[hold] = None
+        # Looked at after the entry: the scope may end in between, in another thread.
+        too_late = scope.closed_at is not None and scope.open_holds.pop(hold, hold) is None
+        if too_late and isinstance(hold, ConnectionHold):
+            self._judge.outlived(scope, hold)
+
+    def _note(self, scope: Scope, hold: ConnectionHold, now: float) -> None:
+        """Keep a hold that came back for the end of its scope, if there is something to say."""
+        responded_at = scope.responded_at
+        if responded_at is not None and hold.acquired_monotonic < responded_at:
+            late_by = now - responded_at
+            if late_by > self.settings.late_after:
+                hold.late_by = late_by
+        if hold.nested or hold.sync_in_async or hold.late_by is not None:
+            scope.notable.append(hold)
+
+    def _after_collection(self, hold: Hold) -> None:
+        if self._open.pop(hold, hold) is not None:
+            return
+        if hold.scope is None and isinstance(hold, ConnectionHold):
+            self._found(hold, Verdict(FindingKind.RECLAIMED))
+        elif isinstance(hold, ConnectionHold):
+            self._judge.collected(hold)
+        if hold in self._unresolved:
+            self._resolve(hold)
+        observers = self.observers
+        if observers.released:
+            observers.tell(observers.released, hold)
+
+    def _found(self, hold: Hold, verdict: Verdict) -> None:
+        finding = self._register.enter(hold, verdict)
+        if finding is None:
+            return
+        observers = self.observers
+        observers.tell(observers.found, finding)
+        if finding.kind in _RESOLVABLE:
+            self._unresolved[hold] = finding
+            # It may have come back while it was being judged, in another thread.
+            if hold.released_monotonic is not None:
+                self._resolve(hold)
+
+    def _resolve(self, hold: Hold) -> None:
+        # Taking it out is atomic: where two come at once, one of them resolves it.
+        finding = self._unresolved.pop(hold, None)
+        if finding is not None:
+            finding.resolution = describe_return(finding, hold)
+            # Told by the watch: a connection may come back at any point of any code.
+            WATCH.post(partial(self.observers.tell, self.observers.resolved, finding))
+
+
+class ScopeBlock:
+    """The block of `guard.scope(...)`; it can be entered once."""
+
+    def __init__(self, guard: Guard, name: str, type: str) -> None:  # noqa: A002  (the field's name for it)
+        self._guard = guard
+        self._name = name
+        self._type = type
+        self._scope: Scope | None = None
+
+    def __enter__(self) -> Scope:
+        guard = self._guard
+        scope = self._scope = Scope(guard, self._name, self._type, guard.new_log())
+        guard.open_scope(scope)
+        return scope
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        scope = self._scope
+        if scope is not None:
+            note_exception(scope, error)
+            self._guard.close_scope(scope)
+
+    async def __aenter__(self) -> Scope:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+
+def note_exception(scope: Scope, error: BaseException | None) -> None:
+    """Write down how a scope ended; the exception itself is not kept."""
+    if error is not None:
+        scope.exception = type(error).__name__
+        # By name, because trio and its exception need not be installed.
+        if type(error).__name__ in ("CancelledError", "Cancelled"):
+            scope.cancelled = True
+
+
+@contextmanager
+def allow(reason: str) -> Generator[None, None, None]:
+    """Exempt the holds that are acquired inside the block from findings.
+
+    Raises `SettingsError` where no reason is given: the next reader needs it.
+    """
+    if not isinstance(reason, str) or not reason.strip():
+        raise SettingsError("reason", reason, "it says in a few words why the use is deliberate")
+    token = _allowed.set(reason)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+_allowed: Final[ContextVar[str | None]] = ContextVar("leakguard_allowed", default=None)
+
+_RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE})
+
+_ACQUIRED: Final = {"session": "session constructed", "connection": "connection checked out"}
+_RELEASED: Final = {"session": "session closed", "connection": "connection given back"}

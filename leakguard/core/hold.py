@@ -1,0 +1,195 @@
+"""Holds: what was acquired and is not yet released."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+    from leakguard.core.callsite import CallSite
+    from leakguard.core.finding import PoolUsage
+    from leakguard.core.guard import Guard
+    from leakguard.core.holder import Holder
+    from leakguard.core.scope import Scope
+
+
+class Hold:
+    """A pooled connection from checkout to checkin, or a session from construction to `close()`.
+
+    It keeps nothing of the user's alive: weak references and plain values only. A source
+    derives from it to say what only the library knows.
+    """
+
+    __slots__ = (
+        "acquired_monotonic",
+        "allowed",
+        "collected",
+        "guard",
+        "holder",
+        "outlived",
+        "pool",
+        "released_monotonic",
+        "scope",
+        "site",
+    )
+
+    resource: Literal["connection", "session"]
+
+    def __init__(self, guard: Guard, pool: str, scope: Scope | None, site: CallSite | None) -> None:
+        self.guard = guard
+        self.pool = pool
+        """The name of the pool; empty for a session."""
+        self.scope = scope
+        """The scope it belongs to; `None` where it was acquired outside of any."""
+        self.site = site
+        self.holder: Holder | None = None
+        """The task or thread that acquired it; `None` for the one that opened the scope."""
+        self.acquired_monotonic = monotonic()
+        self.released_monotonic: float | None = None
+        self.outlived = False
+        """Whether the work that acquired it went on after its scope had ended."""
+        self.collected = False
+        """Whether the garbage collector took it before anybody closed it."""
+        self.allowed: str | None = None
+        """The reason given to `allow`, which exempts it from findings."""
+
+    @property
+    def created_at(self) -> CallSite | None:
+        """Where the session was constructed; `None` where there is no session."""
+        raise NotImplementedError
+
+    @property
+    def acquired_at(self) -> CallSite | None:
+        """Where the connection was checked out; `None` for a session."""
+        raise NotImplementedError
+
+    @property
+    def held_for(self) -> float:
+        """Seconds from its acquisition to its release, or until now."""
+        return self._end - self.acquired_monotonic
+
+    @property
+    def idle_for(self) -> float:
+        """Seconds since a statement last began on it, until its release or now.
+
+        Since its acquisition where none did, or where the settings do not keep statements.
+        """
+        return self.held_for
+
+    @property
+    def statement(self) -> str | None:
+        """The SQL text of the last statement, where the settings keep it; never its parameters."""
+        return None
+
+    @property
+    def in_transaction(self) -> bool | None:
+        """Whether a transaction is open on it; `None` where nobody knows."""
+        return None
+
+    @property
+    def backend_pid(self) -> int | None:
+        """The server's process for it, where the driver tells without a round trip."""
+        return None
+
+    @property
+    def open(self) -> bool:
+        """Whether it is still out; asks the library, whose word counts more than events."""
+        raise NotImplementedError
+
+    @property
+    def lost_when_collected(self) -> bool:
+        """Whether the garbage collector throws it away instead of giving it back."""
+        return False
+
+    @property
+    def usage(self) -> PoolUsage | None:
+        """How full its pool is now."""
+        return None
+
+    @property
+    def _end(self) -> float:
+        return monotonic() if self.released_monotonic is None else self.released_monotonic
+
+    def __repr__(self) -> str:
+        where = self.acquired_at or self.created_at or "an unknown line"
+        return f"<Hold {self.resource} from {where}>"
+
+
+class SessionHold(Hold):
+    """An ORM session."""
+
+    __slots__ = ("checkouts", "checkouts_ever", "closed_by", "connection_lost", "times_closed")
+
+    resource = "session"
+
+    def __init__(self, guard: Guard, scope: Scope | None, site: CallSite | None) -> None:
+        super().__init__(guard, "", scope, site)
+        self.times_closed = 0
+        self.closed_by: CodeType | None = None
+        """The user's function that closed it before its first use."""
+        self.checkouts = 0
+        """How many connections it checked out since its construction or last close."""
+        self.checkouts_ever = 0
+        self.connection_lost = False
+        """Whether one of its connections came to a finding of its own."""
+
+    @property
+    def created_at(self) -> CallSite | None:
+        return self.site
+
+    @property
+    def acquired_at(self) -> CallSite | None:
+        return None
+
+
+class ConnectionHold(Hold):
+    """A connection of a pool."""
+
+    __slots__ = (
+        "late_by",
+        "nested",
+        "session",
+        "statement_text",
+        "sync_in_async",
+        "taken_after_close",
+        "taken_again",
+        "used_monotonic",
+    )
+
+    resource = "connection"
+
+    def __init__(self, guard: Guard, pool: str, scope: Scope | None, site: CallSite | None) -> None:
+        super().__init__(guard, pool, scope, site)
+        self.session: SessionHold | None = None
+        """The session that checked it out."""
+        self.nested = False
+        """Whether its scope held another connection of the pool when it was checked out."""
+        self.sync_in_async = False
+        """Whether it is synchronous and was checked out on a thread that runs an event loop."""
+        self.taken_after_close = False
+        """Whether its session had been closed before."""
+        self.taken_again = False
+        """Whether its session had given a connection back before, by commit or rollback."""
+        self.late_by: float | None = None
+        """Seconds from the last byte of the response to its return."""
+        self.statement_text: str | None = None
+        self.used_monotonic = self.acquired_monotonic
+        """When a statement last began on it."""
+
+    @property
+    def created_at(self) -> CallSite | None:
+        return None if self.session is None else self.session.site
+
+    @property
+    def acquired_at(self) -> CallSite | None:
+        return self.site
+
+    @property
+    def idle_for(self) -> float:
+        return self._end - self.used_monotonic
+
+    @property
+    def statement(self) -> str | None:
+        return self.statement_text

@@ -1,0 +1,197 @@
+"""In whose hands a hold is: the task or thread that acquired it, and whether it still runs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextvars import Context, ContextVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from leakguard.core.watch import WATCH
+
+if TYPE_CHECKING:
+    from leakguard.core.scope import Scope
+
+AnyTask = asyncio.Task[Any]
+LoopRef = weakref.ref[asyncio.AbstractEventLoop]
+
+
+class Holder(Protocol):
+    """A task or thread other than the one that opened the scope."""
+
+    def running(self) -> bool:
+        """Say whether the work that acquired the hold still runs."""
+        ...
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called about when the work ends; it may come late, and twice."""
+        ...
+
+
+class TaskHolder:
+    """An asyncio task."""
+
+    __slots__ = ("_name", "_task")
+
+    def __init__(self, task: AnyTask) -> None:
+        self._task = weakref.ref(task)
+        self._name = task.get_name()
+
+    def __str__(self) -> str:
+        return f"task {self._name!r}"
+
+    def running(self) -> bool:
+        """Say whether the task is not done."""
+        task = self._task()
+        return task is not None and not task.done()
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the task's loop when it is done."""
+        task = self._task()
+        if task is not None:
+            on_done(task, callback)
+
+
+class _Work:
+    """A run of a function in a copied context; it lives as long as that copy of the context.
+
+    A `ContextVar` set inside the copy is seen by nobody else, and goes when the copy goes.
+    A traceback may keep the copy alive for longer than the run, so that alone proves nothing:
+    the run must also still have its outermost frame on the thread's stack. (The number of
+    a frame alone proves nothing either: the next run may get the same address.)
+    """
+
+    __slots__ = ("__weakref__", "frame", "scope", "thread")
+
+    def __init__(self, scope: int, thread: int, frame: int) -> None:
+        self.scope = scope
+        self.thread = thread
+        self.frame = frame
+
+
+_work: Final[ContextVar[_Work | None]] = ContextVar("leakguard_work", default=None)
+_OUTERMOST_WITHIN: Final = 64
+_THREAD_LOOPS: Final = (
+    os.path.join(os.sep, "threading.py"),
+    os.path.join(os.sep, "concurrent", "futures", "thread.py"),
+    os.path.join(os.sep, "anyio", "_backends", "_asyncio.py"),
+    os.path.join(os.sep, "trio", "_threads.py"),
+)
+"""Files whose frames run one piece of work after the other."""
+
+
+class ThreadHolder:
+    """A function that a thread runs in a copy of the scope's context."""
+
+    __slots__ = ("_frame", "_name", "_thread", "_work")
+
+    def __init__(self, work: _Work) -> None:
+        self._work = weakref.ref(work)
+        self._thread = work.thread
+        self._frame = work.frame
+        self._name = threading.current_thread().name
+
+    def __str__(self) -> str:
+        return f"thread {self._name!r}"
+
+    def running(self) -> bool:
+        """Say whether the function that acquired the hold, or its caller, is on the stack."""
+        if self._work() is None:
+            return False
+        stack = sys._current_frames().get(self._thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        return any(id(frame) == self._frame for frame in _outwards(stack))
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the watch thread when the copy of the context goes."""
+        work = self._work()
+        if work is not None:
+            weakref.finalize(work, WATCH.post, callback).atexit = False
+
+
+def current_holder(scope: Scope) -> Holder | None:
+    """Name the task or thread that runs now; `None` for the one that has `scope` open."""
+    # The owner is known by its number, which means nothing once the scope has ended.
+    owner = scope.owner if scope.closed_at is None else None
+    task = current_task()
+    if task is not None:
+        return None if id(task) == owner else TaskHolder(task)
+    thread = threading.get_ident()
+    return None if thread == owner else ThreadHolder(_current_work(scope, thread))
+
+
+def current_owner() -> int:
+    """Identify the task, or else the thread, that runs now; valid while it runs."""
+    task = current_task()
+    return threading.get_ident() if task is None else id(task)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Give the event loop that runs in this thread."""
+    # `get_running_loop` raises where there is none, and raising is slow.
+    return asyncio._get_running_loop()  # noqa: SLF001  (exported by asyncio for this use)
+
+
+def loop_ref() -> LoopRef | None:
+    """Give a weak reference to the event loop that runs in this thread."""
+    loop = running_loop()
+    return None if loop is None else weakref.ref(loop)
+
+
+def current_task() -> AnyTask | None:
+    """Give the running task, `None` outside of an event loop."""
+    loop = running_loop()
+    return None if loop is None else asyncio.current_task(loop)
+
+
+def running_tasks(scope: Scope, loop: asyncio.AbstractEventLoop) -> list[AnyTask]:
+    """List the tasks of `loop` that `scope` started, the current one left out."""
+    current = current_task()
+    return [task for task in asyncio.all_tasks(loop) if task is not current and scope.started(task)]
+
+
+def context_of(task: AnyTask) -> Context | None:
+    """Give the context a task runs in."""
+    if sys.version_info >= (3, 12):
+        return task.get_context()
+    # Python 3.11 does not tell; the task refers to its context nevertheless.
+    return next((item for item in gc.get_referents(task) if isinstance(item, Context)), None)
+
+
+def on_done(task: AnyTask, callback: Callable[[], None]) -> None:
+    """Call `callback` when `task` is done, without keeping the current context alive."""
+    task.add_done_callback(lambda _: callback(), context=Context())
+
+
+def _current_work(scope: Scope, thread: int) -> _Work:
+    work = _work.get()
+    if work is None or work.scope != id(scope) or work.thread != thread:
+        here = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        work = _Work(id(scope), thread, id(_outermost_frame(here)))
+        _work.set(work)
+    return work
+
+
+def _outermost_frame(frame: FrameType) -> FrameType:
+    """Give the outermost frame of the work that the thread does now.
+
+    The loop of a thread pool is not part of it: it outlives what it runs. A bound keeps a deep
+    stack from costing more; a frame that far out serves as well.
+    """
+    outermost = frame
+    for _, outer in zip(range(_OUTERMOST_WITHIN), _outwards(frame), strict=False):
+        if outer.f_code.co_filename.endswith(_THREAD_LOOPS):
+            break
+        outermost = outer
+    return outermost
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

@@ -1,0 +1,197 @@
+"""The judge: applies the verdicts when a scope ends, and again when what it waited for ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from leakguard.core.hold import ConnectionHold, SessionHold
+from leakguard.core.holder import loop_ref, on_done, running_loop, running_tasks
+from leakguard.core.verdict import Fate, Standing, Verdict, judge
+from leakguard.core.watch import WATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from leakguard.core.hold import Hold
+    from leakguard.core.holder import AnyTask, LoopRef
+    from leakguard.core.scope import Scope
+
+_LOOK_AGAIN_AFTER: Final = 1.0
+"""Seconds between looks at work whose end might pass unnoticed: a thread's, a closed loop's."""
+
+
+@dataclass(slots=True, eq=False)
+class _Wait:
+    """A hold that was out when its scope ended and that somebody may yet return."""
+
+    hold: ConnectionHold
+    scope: Scope
+    loop: LoopRef | None
+    announced: bool = False
+    """Whether the notice that it outlives its scope was given, or is not due."""
+    until: float | None = None
+    """When the wait for the other work of the scope ends, by `time.monotonic()`."""
+    on_end: bool = False
+    """Whether the holder tells of its end."""
+    looking: bool = False
+    """Whether a look is due at some time."""
+
+
+class Judge:
+    """Decides on the holds of a guard's scopes, each exactly once."""
+
+    def __init__(
+        self,
+        late_after: float,
+        found: Callable[[Hold, Verdict], None],
+        gone: Callable[[Hold], None],
+    ) -> None:
+        """Take what to do with a verdict, and with a hold that is closed without anybody's word."""
+        self._late_after = late_after
+        self._found = found
+        self._gone = gone
+        self._waits: dict[Hold, _Wait] = {}
+
+    def close(self, scope: Scope) -> None:
+        """Judge everything that `scope` still has; it has been marked closed."""
+        holds = _take_all(scope)
+        for hold in holds:
+            if isinstance(hold, ConnectionHold):
+                self._close_connection(scope, hold)
+        for hold in scope.notable:
+            self._found(hold, judge(_standing(hold, Fate.RETURNED)))
+        # Last, because it depends on what became of their connections.
+        for hold in holds:
+            if isinstance(hold, SessionHold):
+                self._close_session(hold)
+
+    def outlived(self, scope: Scope, hold: ConnectionHold) -> None:
+        """Follow a hold that was acquired by work that outlived its scope.
+
+        It was not out when the scope ended, so there is nothing to say unless it is lost.
+        """
+        self._decide(_Wait(hold, scope, loop_ref(), announced=True))
+
+    def collected(self, hold: ConnectionHold) -> None:
+        """Decide on a hold that the garbage collector took while it was waited for."""
+        self._again(hold)
+
+    def forget(self) -> None:
+        """Wait for nothing any more."""
+        self._waits.clear()
+
+    def _close_connection(self, scope: Scope, hold: ConnectionHold) -> None:
+        session = hold.session
+        if hold.collected:
+            if session is not None:
+                session.connection_lost = True
+            self._found(hold, judge(_standing(hold, Fate.COLLECTED)))
+        elif not hold.open:
+            self._gone(hold)
+            self._found(hold, judge(_standing(hold, Fate.RETURNED)))
+        else:
+            if session is not None:
+                session.connection_lost = True
+            self._decide(_Wait(hold, scope, loop_ref()))
+
+    def _close_session(self, hold: SessionHold) -> None:
+        if not hold.collected and not hold.open:
+            return
+        running = hold.holder is not None and hold.holder.running()
+        self._found(
+            hold,
+            judge(
+                Standing(
+                    "session",
+                    Fate.OUT,
+                    holder_running=running,
+                    with_connection=hold.connection_lost,
+                )
+            ),
+        )
+
+    def _decide(self, wait: _Wait) -> None:
+        """Judge a hold that was out when its scope ended."""
+        hold = wait.hold
+        running = not hold.collected and hold.holder is not None and hold.holder.running()
+        hold.outlived = hold.outlived or running
+        others = [] if running or hold.collected else _others(wait)
+        if others and wait.until is None:
+            wait.until = monotonic() + self._late_after
+        standing = _standing(
+            hold,
+            Fate.OUT,
+            holder_running=running,
+            others_running=bool(others),
+            waited=wait.until is not None and monotonic() >= wait.until,
+        )
+        verdict = judge(standing)
+        if not (verdict.wait and wait.announced):
+            wait.announced = True
+            self._found(hold, verdict)
+        if verdict.wait:
+            self._wait(wait, others)
+
+    def _wait(self, wait: _Wait, others: list[AnyTask]) -> None:
+        """Have the hold judged again when the work that may return it has ended."""
+        hold = wait.hold
+        again = partial(self._again, hold)
+        self._waits[hold] = wait
+        if others and running_loop() is not None:
+            for task in others:
+                on_done(task, again)
+        if hold.holder is not None and not wait.on_end:
+            wait.on_end = True
+            hold.holder.on_end(again)
+        if not wait.looking:
+            wait.looking = True
+            when = monotonic() + _LOOK_AGAIN_AFTER if wait.until is None else wait.until
+            WATCH.post_at(when, partial(self._look, wait))
+
+    def _look(self, wait: _Wait) -> None:
+        wait.looking = False
+        self._again(wait.hold)
+
+    def _again(self, hold: ConnectionHold) -> None:
+        # Taking it out is atomic: where the loop and the watch come at once, one of them decides.
+        wait = self._waits.pop(hold, None)
+        if wait is None or (hold.released_monotonic is not None and not hold.collected):
+            return
+        if hold.collected or hold.open:
+            self._decide(wait)
+        else:
+            self._gone(hold)
+
+
+def _take_all(scope: Scope) -> list[Hold]:
+    """Take the holds out of the scope, each unless somebody returns it at this moment."""
+    holds = list(scope.open_holds.copy())
+    return [hold for hold in holds if scope.open_holds.pop(hold, hold) is None]
+
+
+def _others(wait: _Wait) -> list[AnyTask]:
+    loop = None if wait.loop is None else wait.loop()
+    return [] if loop is None else running_tasks(wait.scope, loop)
+
+
+def _standing(
+    hold: ConnectionHold,
+    fate: Fate,
+    *,
+    holder_running: bool = False,
+    others_running: bool = False,
+    waited: bool = False,
+) -> Standing:
+    return Standing(
+        "connection",
+        fate,
+        holder_running=holder_running,
+        others_running=others_running,
+        waited=waited,
+        late=hold.late_by is not None,
+        nested=hold.nested,
+        sync_in_async=hold.sync_in_async,
+    )

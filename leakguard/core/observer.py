@@ -1,0 +1,92 @@
+"""Observers: who is told of what the guard sees and decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from leakguard.core.faults import Faults
+    from leakguard.core.finding import Finding
+    from leakguard.core.hold import Hold
+    from leakguard.core.scope import Scope
+
+
+T = TypeVar("T")
+
+
+class Observer:
+    """Derive from it and override what you want to be told; every method here does nothing.
+
+    The methods are called where things happen: in the request's own task or thread, and for
+    what only the garbage collector noticed, in leakguard's watch thread. They must not block.
+    An observer that raises is logged once and is not called again; the request never notices.
+    """
+
+    def scope_opened(self, scope: Scope) -> None:
+        """Tell that a request, connection, test or job begins."""
+
+    def scope_closed(self, scope: Scope) -> None:
+        """Tell that a scope ended and was judged; its findings were told before."""
+
+    def acquired(self, hold: Hold) -> None:
+        """Tell that a session was constructed or a connection checked out."""
+
+    def released(self, hold: Hold) -> None:
+        """Tell that a session was closed or a connection came back, by whatever way."""
+
+    def found(self, finding: Finding) -> None:
+        """Tell of a verdict."""
+
+    def resolved(self, finding: Finding) -> None:
+        """Tell that the connection of an earlier finding came back after all."""
+
+
+ObserverT = TypeVar("ObserverT", bound=Observer)
+
+
+class Observers:
+    """The observers of a guard, each isolated from the application and from the others.
+
+    For every method of `Observer` there is a tuple of those who override it, so that what
+    nobody listens to costs nothing.
+    """
+
+    def __init__(self, observers: Iterable[Observer], faults: Faults) -> None:
+        self._observers = list(observers)
+        self._faults = faults
+        self._arrange()
+
+    def tell(self, methods: tuple[Callable[[T], None], ...], subject: T) -> None:
+        """Call `methods`, one of the tuples of this object; a method that raises is dropped."""
+        for method in methods:
+            try:
+                method(subject)
+            except Exception as error:  # noqa: BLE001  (whatever a user's code raises)
+                self._disable(method, error)
+
+    def find(self, kind: type[ObserverT]) -> ObserverT | None:
+        """Give the first observer of a class."""
+        return next((one for one in self._observers if isinstance(one, kind)), None)
+
+    def _arrange(self) -> None:
+        self.scope_opened = tuple(self._overriding("scope_opened"))
+        self.scope_closed = tuple(self._overriding("scope_closed"))
+        self.acquired = tuple(self._overriding("acquired"))
+        self.released = tuple(self._overriding("released"))
+        self.found = tuple(self._overriding("found"))
+        self.resolved = tuple(self._overriding("resolved"))
+
+    def _overriding(self, name: str) -> Iterator[Callable[[Any], None]]:
+        for observer in self._observers:
+            method = getattr(observer, name)
+            if getattr(method, "__func__", None) is not getattr(Observer, name):
+                yield method
+
+    def _disable(self, method: Callable[..., None], error: Exception) -> None:
+        observer = getattr(method, "__self__", None)
+        self._observers = [one for one in self._observers if one is not observer]
+        self._arrange()
+        self._faults.report(
+            f"the observer {type(observer).__name__}", error, "It will not be called again."
+        )

@@ -1,0 +1,131 @@
+"""The register: makes findings out of verdicts, and counts them by fingerprint."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from threading import RLock
+from typing import TYPE_CHECKING, Final
+
+from leakguard.core.diagnosis import Case, diagnose
+from leakguard.core.finding import Evidence, Finding, FindingKind, fingerprint
+from leakguard.core.hold import ConnectionHold
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+    from leakguard.core.callsite import CallSite
+    from leakguard.core.faults import Faults
+    from leakguard.core.hold import Hold
+    from leakguard.core.scope import Scope
+    from leakguard.core.verdict import Verdict
+
+
+@dataclass(slots=True)
+class _Seen:
+    count: int
+    first_seen: datetime
+    first_scope: str | None
+
+
+class Register:
+    """Knows which mistakes were found before; bounded, the one longest unseen is forgotten."""
+
+    LIMIT: Final = 1000
+
+    def __init__(self, ignore: tuple[Callable[[Finding], bool], ...], faults: Faults) -> None:
+        self._ignore = ignore
+        self._faults = faults
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._counting = RLock()
+
+    def enter(self, hold: Hold, verdict: Verdict) -> Finding | None:
+        """Make the finding and count it; `None` where it is exempt or ignored."""
+        if verdict.kind is None or hold.allowed is not None:
+            return None
+        finding = make_finding(hold, verdict.kind, verdict.also)
+        if self._ignored(finding):
+            return None
+        self._count(finding)
+        return finding
+
+    def _ignored(self, finding: Finding) -> bool:
+        for predicate in self._ignore:
+            try:
+                if predicate(finding):
+                    return True
+            except Exception as error:  # noqa: BLE001  (whatever a user's code raises)
+                name = getattr(predicate, "__qualname__", type(predicate).__name__)
+                self._faults.report(
+                    f"the ignore predicate {name}", error, "The finding is not ignored."
+                )
+        return False
+
+    def _count(self, finding: Finding) -> None:
+        name = None if finding.scope is None else finding.scope.name
+        with self._counting:
+            seen = self._seen.setdefault(finding.fingerprint, _Seen(0, finding.first_seen, name))
+            self._seen.move_to_end(finding.fingerprint)
+            if len(self._seen) > self.LIMIT:
+                self._seen.popitem(last=False)
+            seen.count += 1
+            finding.count = seen.count
+        finding.first_seen = seen.first_seen
+        finding.first_scope = seen.first_scope
+
+
+def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -> Finding:
+    """Write down what is known of a hold now, before it changes."""
+    late_by = hold.late_by if isinstance(hold, ConnectionHold) else None
+    return Finding(
+        kind=kind,
+        hold=hold,
+        scope=hold.scope,
+        pool=hold.pool or None,
+        hint=diagnose(case_of(hold, kind)),
+        fingerprint=fingerprint(kind, hold.created_at, hold.acquired_at),
+        evidence=Evidence(
+            held_for=hold.held_for,
+            idle_for=hold.idle_for if hold.guard.settings.statements else None,
+            in_transaction=hold.in_transaction,
+            backend_pid=hold.backend_pid,
+            holder=str(hold.holder) if hold.outlived else None,
+            late_by=late_by,
+        ),
+        also=also,
+        usage=hold.usage,
+    )
+
+
+def case_of(hold: Hold, kind: FindingKind) -> Case:
+    """Gather the evidence for a diagnosis."""
+    connection = hold if isinstance(hold, ConnectionHold) else None
+    session = connection.session if connection is not None else None
+    scope = hold.scope
+    return Case(
+        kind=kind,
+        constructor=_code(hold.created_at),
+        acquirer=_code(hold.acquired_at),
+        closed_by=None if session is None else session.closed_by,
+        by_session=connection is None or session is not None,
+        exception=None if scope is None else scope.exception,
+        cancelled=scope is not None and scope.cancelled,
+        status=None if scope is None else scope.status,
+        taken_after_close=connection is not None and connection.taken_after_close,
+        taken_again=connection is not None and connection.taken_again,
+        after_response=_after_response(hold, scope),
+        endpoint=None if scope is None else scope.endpoint,
+        holder=str(hold.holder) if hold.outlived else None,
+    )
+
+
+def _code(site: CallSite | None) -> CodeType | None:
+    return None if site is None else site.code
+
+
+def _after_response(hold: Hold, scope: Scope | None) -> bool:
+    if scope is None or scope.responded_at is None:
+        return False
+    return hold.acquired_monotonic >= scope.responded_at

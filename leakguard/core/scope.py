@@ -1,0 +1,174 @@
+"""Scopes: the stretches of work that must give back what they took."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from time import monotonic
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from leakguard.core.holder import context_of, current_owner
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+    from leakguard.core.callsite import CallSite
+    from leakguard.core.guard import Guard
+    from leakguard.core.hold import ConnectionHold, Hold
+    from leakguard.core.holder import AnyTask
+
+
+class Event(NamedTuple):
+    """One step in the life of a scope."""
+
+    at: float
+    """Seconds after the scope opened."""
+    what: str
+    """What happened, in the words of a report: `"session constructed"`."""
+    where: CallSite | None
+    """The user's line that did it, where there is one."""
+
+
+class EventLog:
+    """The first events of a scope, up to a bound; how many more there were is counted."""
+
+    LIMIT: Final = 200
+
+    __slots__ = ("_events", "_opened", "missed")
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._opened = monotonic()
+        self.missed = 0
+
+    def add(self, what: str, where: CallSite | None = None) -> None:
+        """Note that `what` happens now."""
+        if len(self._events) < self.LIMIT:
+            self._events.append(Event(monotonic() - self._opened, what, where))
+        else:
+            self.missed += 1
+
+    def all(self) -> tuple[Event, ...]:
+        """Give the events in order."""
+        return tuple(self._events)
+
+
+class _NoEvents(EventLog):
+    """Where the settings keep no events: adding one does nothing."""
+
+    def add(self, what: str, where: CallSite | None = None) -> None:
+        """Do nothing."""
+
+
+NO_EVENTS: Final = _NoEvents()
+
+current_scope: Final[ContextVar[Scope | None]] = ContextVar("leakguard_scope", default=None)
+"""The innermost scope; child tasks and threads that copy the context see it, too."""
+
+
+class Scope:
+    """One request, WebSocket connection, test or job. Scopes nest."""
+
+    __slots__ = (
+        "_name",
+        "_token",
+        "cancelled",
+        "closed_at",
+        "endpoint",
+        "exception",
+        "guard",
+        "log",
+        "notable",
+        "open_holds",
+        "opened_at",
+        "owner",
+        "parent",
+        "responded_at",
+        "status",
+        "trace_id",
+        "type",
+    )
+
+    def __init__(self, guard: Guard, name: str, type: str, log: EventLog) -> None:  # noqa: A002  (the field's name for it)
+        self.guard = guard
+        self.type = type
+        """`"http"`, `"websocket"`, `"test"`, `"job"` or what the one who opened it says."""
+        self._name = name
+        self.status: int | None = None
+        """The status of the response; `None` where none was begun."""
+        self.cancelled = False
+        """Whether the work was cancelled."""
+        self.exception: str | None = None
+        """The type name of the exception that ended it."""
+        self.trace_id: str | None = None
+        """The trace it belongs to, in hexadecimal digits."""
+        self.endpoint: CodeType | None = None
+        """The code of the function that the route names."""
+        self.log = log
+        self.parent = nearest_open(current_scope.get())
+        if self.parent is not None:  # so that a job that starts its successor makes no chain
+            self.parent.parent = nearest_open(self.parent.parent)
+        self.owner = current_owner()
+        self.opened_at = monotonic()
+        self.closed_at: float | None = None
+        self.responded_at: float | None = None
+        # Holds in the order of their acquisition. A dict, because taking one out of it is
+        # atomic: whoever gets it deals with it.
+        self.open_holds: dict[Hold, None] = {}
+        self.notable: list[ConnectionHold] = []
+        """Returned connections about which there is something to say when the scope ends."""
+
+    @property
+    def name(self) -> str:
+        """What a report calls it: `"GET /items/{item_id}"`."""
+        return self._name
+
+    @property
+    def route(self) -> str | None:
+        """The route's full template; `None` outside of a web application."""
+        return None
+
+    @property
+    def method(self) -> str | None:
+        """The HTTP method; `None` outside of HTTP."""
+        return None
+
+    @property
+    def duration(self) -> float:
+        """Seconds from its beginning to its end, or until now."""
+        return (monotonic() if self.closed_at is None else self.closed_at) - self.opened_at
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The lifecycle so far, where the settings keep it."""
+        return self.log.all()
+
+    def enter(self) -> None:
+        """Make it the current scope."""
+        self._token: Token[Scope | None] = current_scope.set(self)
+
+    def leave(self) -> None:
+        """Make its parent the current scope again."""
+        try:
+            current_scope.reset(self._token)
+        except ValueError:
+            # Left in another context than entered, as fixtures that are generators may be.
+            if current_scope.get() is self:
+                current_scope.set(self.parent)
+
+    def started(self, task: AnyTask) -> bool:
+        """Say whether `task` was started from within this scope."""
+        context = context_of(task)
+        scope = None if context is None else context.get(current_scope)
+        while scope is not None and scope is not self:
+            scope = scope.parent
+        return scope is self
+
+    def __repr__(self) -> str:
+        return f"<Scope {self.type} {self.name!r}>"
+
+
+def nearest_open(scope: Scope | None) -> Scope | None:
+    """Give `scope`, or the innermost of those around it that has not ended."""
+    while scope is not None and scope.closed_at is not None:
+        scope = scope.parent
+    return scope

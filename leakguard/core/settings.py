@@ -1,0 +1,197 @@
+"""Settings: built and validated once, frozen, passed whole."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypedDict, cast
+
+from leakguard.core.observer import Observer
+from leakguard.exceptions import SettingsError
+
+if TYPE_CHECKING:
+    from leakguard.core.finding import Finding
+
+MODE_VARIABLE: Final = "LEAKGUARD_MODE"
+"""The environment variable that sets the mode where no argument does."""
+
+
+class Mode(StrEnum):
+    """A preset of settings, named after where the application runs."""
+
+    OFF = "off"
+    PRODUCTION = "production"
+    DEVELOPMENT = "development"
+    TESTING = "testing"
+
+
+class Options(TypedDict, total=False):
+    """What `LeakGuard` and `LeakGuardMiddleware` accept; each is described in `Settings`."""
+
+    mode: str | None
+    engines: Iterable[object] | None
+    observers: Iterable[Observer] | None
+    held_after: float | None
+    late_after: float
+    ignore: Iterable[Callable[[Finding], bool]]
+    frames: int
+    statements: bool
+    events: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set, with the preset of its mode filled in."""
+
+    mode: Mode
+    """Which preset filled in what was not set explicitly."""
+    engines: tuple[object, ...] | None
+    """Watch only these engines (`Engine` or `AsyncEngine`); `None`: every engine of the process."""
+    observers: tuple[Observer, ...] | None
+    """Who is told, in this order; `None`: the default observers of the mode."""
+    held_after: float | None
+    """Seconds that a connection may be out and idle before it is `held`; `None`: never judged."""
+    late_after: float
+    """Seconds after the last byte of the response from which a return is `returned_late`;
+    also how long a verdict waits for other work of its scope."""
+    ignore: tuple[Callable[[Finding], bool], ...]
+    """Predicates on findings: a finding for which one of them is true is dropped."""
+    frames: int
+    """The most user frames kept for a call site."""
+    statements: bool
+    """Whether the SQL text of the last statement is kept (never its parameters)."""
+    events: bool
+    """Whether every scope keeps the list of its lifecycle events."""
+
+
+_PRESETS: Final[Mapping[Mode, Settings]] = {
+    mode: Settings(
+        mode=mode,
+        engines=None,
+        observers=None,
+        held_after=held_after,
+        late_after=1.0,
+        ignore=(),
+        frames=frames,
+        statements=detailed,
+        events=detailed,
+    )
+    for mode, held_after, frames, detailed in (
+        (Mode.OFF, None, 1, False),
+        (Mode.PRODUCTION, 30.0, 1, False),
+        (Mode.DEVELOPMENT, 5.0, 12, True),
+        (Mode.TESTING, None, 12, True),
+    )
+}
+
+
+def build_settings(options: Mapping[str, object]) -> Settings:
+    """Fill `options` up with the preset of their mode.
+
+    Raises `SettingsError` for an unknown option or a bad value.
+    """
+    for name in options:
+        if name not in _VALIDATORS:
+            known = ", ".join(_VALIDATORS)
+            raise SettingsError(name, options[name], f"there is no such setting; known are {known}")
+    named = options.get("mode")
+    mode = default_mode() if named is None else _known_mode("mode", named)
+    preset = _PRESETS[mode]
+    values = {field.name: getattr(preset, field.name) for field in fields(Settings)}
+    for name, value in options.items():
+        if name != "mode":
+            values[name] = _VALIDATORS[name](name, value)
+    return Settings(**values)
+
+
+def default_mode(*, debug: bool = False) -> Mode:
+    """Give the mode for where no option names one: the environment's, else development's signs.
+
+    `debug` is the application's own flag. Raises `SettingsError` for an unknown mode in the
+    environment.
+    """
+    if environment := os.environ.get(MODE_VARIABLE):
+        return _known_mode(MODE_VARIABLE, environment)
+    return Mode.DEVELOPMENT if debug or sys.flags.dev_mode else Mode.PRODUCTION
+
+
+def _known_mode(setting: str, value: object) -> Mode:
+    try:
+        return Mode(cast("str", value))
+    except ValueError:
+        allowed = "it is one of " + ", ".join(repr(mode.value) for mode in Mode)
+        raise SettingsError(setting, value, allowed) from None
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SettingsError(name, value, "it is a number of seconds")
+    if not (math.isfinite(value) and value >= 0):
+        raise SettingsError(name, value, "it is a finite number of seconds, 0 or more")
+    return float(value)
+
+
+def _seconds_or_none(name: str, value: object) -> float | None:
+    return None if value is None else _seconds(name, value)
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingsError(name, value, "it is a whole number, 1 or more")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise SettingsError(name, value, "it is True or False")
+    return value
+
+
+def _items(name: str, value: object, allowed: str) -> tuple[object, ...]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise SettingsError(name, value, allowed)  # pyright: ignore[reportUnknownArgumentType]  # a mapping of anything
+    return tuple(cast("Iterable[object]", value))
+
+
+def _engines(name: str, value: object) -> tuple[object, ...] | None:
+    # Which objects are engines is for the source to say: the core knows no SQLAlchemy.
+    return (
+        None if value is None else _items(name, value, "it is a list of engines, or None for all")
+    )
+
+
+def _observers(name: str, value: object) -> tuple[Observer, ...] | None:
+    if value is None:
+        return None
+    allowed = "it is a list of Observer instances, or None for the default ones"
+    observers = _items(name, value, allowed)
+    for observer in observers:
+        if not isinstance(observer, Observer):
+            raise SettingsError(name, observer, allowed)
+    return cast("tuple[Observer, ...]", observers)
+
+
+def _predicates(name: str, value: object) -> tuple[Callable[[Finding], bool], ...]:
+    allowed = "it is a list of functions that take a finding and say whether to drop it"
+    predicates = _items(name, value, allowed)
+    for predicate in predicates:
+        if not callable(predicate):
+            raise SettingsError(name, predicate, allowed)
+    return cast("tuple[Callable[[Finding], bool], ...]", predicates)
+
+
+_VALIDATORS: Final[Mapping[str, Callable[[str, object], object]]] = {
+    "mode": _known_mode,
+    "engines": _engines,
+    "observers": _observers,
+    "held_after": _seconds_or_none,
+    "late_after": _seconds,
+    "ignore": _predicates,
+    "frames": _count,
+    "statements": _flag,
+    "events": _flag,
+}

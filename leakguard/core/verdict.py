@@ -1,0 +1,102 @@
+"""Verdicts: from what is known of a hold when its scope has ended to a kind of finding.
+
+Pure functions over plain data: no clock, no loop, no database. The rules are numbered as in
+the documentation ("Verdicts").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final, Literal
+
+from leakguard.core.finding import FindingKind
+
+
+class Fate(Enum):
+    """What became of a hold by the end of its scope."""
+
+    OUT = auto()
+    """Nobody had given it back when the scope ended."""
+    RETURNED = auto()
+    """It was closed."""
+    COLLECTED = auto()
+    """The garbage collector took it before the scope ended, or outside of any scope."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """All that a verdict depends on."""
+
+    resource: Literal["connection", "session"]
+    fate: Fate
+    holder_running: bool = False
+    """The task or thread that acquired it still runs, and is not the one that opened the scope."""
+    others_running: bool = False
+    """Other work that the scope started still runs."""
+    waited: bool = False
+    """That other work has had `late_after` seconds since the scope and the holder ended."""
+    late: bool = False
+    """It came back more than `late_after` seconds after the last byte of the response."""
+    nested: bool = False
+    """Its scope held another connection of the pool when it was checked out."""
+    sync_in_async: bool = False
+    """It is synchronous and was checked out on a thread that runs an event loop."""
+    with_connection: bool = False
+    """A session: one of its connections is out, or has a finding of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a standing comes to."""
+
+    kind: FindingKind | None = None
+    """`None`: nothing to say, or not yet."""
+    also: tuple[FindingKind, ...] = ()
+    """The other kinds that fit."""
+    wait: bool = False
+    """To be judged again when the work that it waits for has ended."""
+
+
+CLEAN: Final = Verdict()
+WAIT: Final = Verdict(wait=True)
+
+
+def judge(standing: Standing) -> Verdict:
+    """Give the verdict on a hold whose scope has ended."""
+    if standing.resource == "session":
+        return _judge_session(standing)
+    if standing.fate is Fate.OUT:
+        return _judge_out(standing)
+    if standing.fate is Fate.COLLECTED:
+        return _named(FindingKind.RECLAIMED, standing)
+    return _named(None, standing)
+
+
+def _judge_out(standing: Standing) -> Verdict:
+    """Apply rule 1: who may still give it back decides."""
+    if standing.holder_running:
+        return _named(FindingKind.OUTLIVES_SCOPE, standing, wait=True)
+    if standing.others_running and not standing.waited:
+        return WAIT
+    return _named(FindingKind.LEAKED, standing)
+
+
+def _judge_session(standing: Standing) -> Verdict:
+    if standing.fate is Fate.RETURNED or standing.with_connection or standing.holder_running:
+        return CLEAN
+    return Verdict(FindingKind.UNCLOSED_SESSION)
+
+
+def _named(kind: FindingKind | None, standing: Standing, *, wait: bool = False) -> Verdict:
+    """Apply rule 3: the most severe kind names the finding, the others are facts in it."""
+    fitting = [] if kind is None else [kind]
+    if standing.late:
+        fitting.append(FindingKind.RETURNED_LATE)
+    if standing.nested:
+        fitting.append(FindingKind.NESTED_CHECKOUT)
+    if standing.sync_in_async:
+        fitting.append(FindingKind.SYNC_IN_ASYNC)
+    if not fitting:
+        return CLEAN
+    return Verdict(fitting[0], tuple(fitting[1:]), wait)

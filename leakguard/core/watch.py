@@ -1,0 +1,103 @@
+"""The watch: one daemon thread of the process, for what no request is there to do.
+
+It learns what the garbage collector did, ends waits at their deadline, and sleeps otherwise.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from contextvars import Context
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Final
+
+from leakguard.core.faults import FAULTS, Faults
+
+Job = Callable[[], None]
+
+
+class Watch:
+    """A queue of jobs, some of them for later, and the thread that does them.
+
+    `post` may be called from anywhere, a finalizer in the middle of any other code included:
+    `SimpleQueue.put` is reentrant. The thread must have been started by then, which only
+    ordinary code may do.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        self.started = False
+        self._users = 0
+        self._faults = faults
+        self._starting = threading.Lock()
+        self._inbox: SimpleQueue[tuple[float, Job] | None] = SimpleQueue()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def start(self) -> None:
+        """Start the thread unless it runs. Not to be called from a finalizer."""
+        with self._starting:
+            if not self.started:
+                # A thread, like a timer, must not keep the context of a request alive.
+                run = Context().run
+                threading.Thread(
+                    target=run, args=(self._run, self._inbox), name="leakguard", daemon=True
+                ).start()
+                self.started = True
+
+    def join(self) -> None:
+        """Count one more guard that may need the thread."""
+        with self._starting:
+            self._users += 1
+
+    def leave(self) -> None:
+        """End the thread with the last guard. What is posted is done, what is for later is not."""
+        with self._starting:
+            self._users -= 1
+            if self._users == 0 and self.started:
+                self.started = False
+                self._inbox.put(None)
+                self._inbox = SimpleQueue()
+
+    def post(self, job: Job) -> None:
+        """Have `job` done soon."""
+        self._inbox.put((0.0, job))
+
+    def post_at(self, when: float, job: Job) -> None:
+        """Have `job` done when `time.monotonic()` has reached `when`."""
+        self._inbox.put((when, job))
+
+    def _forget(self) -> None:
+        """Begin anew in the child of a fork: threads do not survive it, locks may be taken."""
+        self.started = False
+        self._starting = threading.Lock()
+        self._inbox = SimpleQueue()
+
+    def _run(self, inbox: SimpleQueue[tuple[float, Job] | None]) -> None:
+        later: list[tuple[float, int, Job]] = []
+        order = itertools.count()
+        while True:
+            timeout = max(0.0, later[0][0] - monotonic()) if later else None
+            try:
+                item = inbox.get(timeout=timeout)
+            except Empty:
+                self._do(heapq.heappop(later)[2])
+                continue
+            if item is None:
+                return
+            when, job = item
+            if when > monotonic():
+                heapq.heappush(later, (when, next(order), job))
+            else:
+                self._do(job)
+
+    def _do(self, job: Job) -> None:
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001  (the thread must outlive any fault)
+            self._faults.report("leakguard's watch", error, "Please report it.")
+
+
+WATCH: Final = Watch(FAULTS)

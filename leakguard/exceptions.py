@@ -1,0 +1,43 @@
+"""Errors and warnings that leakguard raises or shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from leakguard.core.finding import Finding
+
+
+class LeakGuardError(Exception):
+    """The base of every error that leakguard raises."""
+
+
+class SettingsError(LeakGuardError, ValueError):
+    """A setting has a value that is not allowed.
+
+    The message names the setting, the value and what is allowed.
+    """
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        super().__init__(f"{setting}={value!r} is not allowed: {allowed}")
+        self.setting = setting
+        self.value = value
+        self.allowed = allowed
+
+
+class ConnectionLeakError(LeakGuardError):
+    """Raised by the testing tools when something leaked; carries the `findings`."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n\n".join(str(finding) for finding in self.findings))
+
+
+class ConnectionLeakWarning(RuntimeWarning):
+    """A request did not give a connection back.
+
+    Its location is the user's line: where the session was constructed, else where the
+    connection was checked out. Python's default filters show it.
+    """
