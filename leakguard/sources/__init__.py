@@ -1,0 +1,1 @@
+"""What happens: adapters, each the only one that may import its library."""

@@ -1,0 +1,132 @@
+"""The ASGI source: a request or WebSocket connection opens and closes a scope."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import monotonic
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Final
+
+from leakguard.core.callsite import mark_boundary
+from leakguard.core.guard import note_exception
+from leakguard.core.scope import Scope
+from leakguard.sources.routes import UNMATCHED, AsgiScope, RouteLookup, known_template
+
+if TYPE_CHECKING:
+    from leakguard.core.guard import Guard
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
+
+_LAST_MESSAGES: Final = frozenset({"http.response.body", "http.response.pathsend"})
+
+
+class RequestScopes:
+    """ASGI middleware that opens a scope for every request and WebSocket connection.
+
+    Exceptions and cancellation pass unchanged. The lifespan and types it does not know are
+    handed straight on, as is everything while the guard is not installed.
+    """
+
+    def __init__(self, app: AsgiApp, guard: Guard) -> None:
+        self.app = app
+        self.guard = guard
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Run the application inside a scope; the verdict falls when it has returned or raised."""
+        guard = self.guard
+        if not guard.installed or scope["type"] not in _PREFIXES:
+            await self.app(scope, receive, send)
+            return
+        request = RequestScope(guard, scope)
+        guard.open_scope(request)
+        try:
+            await self.app(scope, request.watching(receive), request.watching_send(send))
+        except BaseException as error:
+            note_exception(request, error)
+            raise
+        finally:
+            request.let_go()
+            guard.close_scope(request)
+
+
+class RequestScope(Scope):
+    """The scope of an HTTP request or a WebSocket connection."""
+
+    __slots__ = ("_asgi", "_lookup", "_method", "_route")
+
+    def __init__(self, guard: Guard, asgi: AsgiScope) -> None:
+        self._asgi: AsgiScope | None = asgi
+        self._lookup: RouteLookup | None = None
+        self._route: str | None = None
+        self._method: str | None = asgi.get("method")
+        kind = asgi["type"]
+        super().__init__(guard, self._method or _PREFIXES[kind], kind, guard.new_log())
+        self.log.add("request received")
+
+    @property
+    def name(self) -> str:
+        """The method, or `WEBSOCKET`, and the route."""
+        return f"{self._name} {self.route}"
+
+    @property
+    def route(self) -> str:
+        """The full template of the route that answered, `unmatched` where none did (yet)."""
+        if self._asgi is not None:
+            return known_template(self._asgi) or RouteLookup(self._asgi).template()
+        if self._route is None:
+            self._route = UNMATCHED if self._lookup is None else self._lookup.template()
+            self._lookup = None
+        return self._route
+
+    @property
+    def method(self) -> str | None:
+        """The HTTP method; `None` for a WebSocket connection."""
+        return self._method
+
+    def let_go(self) -> None:
+        """Keep what the name depends on, and not the request: contexts may outlive it."""
+        asgi = self._asgi
+        if asgi is not None:
+            self._asgi = None
+            code = getattr(asgi.get("endpoint"), "__code__", None)
+            self.endpoint = code if isinstance(code, CodeType) else None
+            self._route = known_template(asgi)
+            if self._route is None:
+                self._lookup = RouteLookup(asgi)
+
+    def watching(self, receive: Receive) -> Receive:
+        """Notice a client that goes away before the response is complete."""
+
+        async def watching_receive() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and self.responded_at is None:
+                self.cancelled = True
+                self.log.add("client disconnected")
+            return message
+
+        return watching_receive
+
+    def watching_send(self, send: Send) -> Send:
+        """Notice the status and the last byte of the response."""
+
+        async def watching_send(message: Message) -> None:
+            kind = message["type"]
+            if kind in _LAST_MESSAGES:
+                if not message.get("more_body", False):
+                    self.responded_at = monotonic()
+                    self.log.add("last byte sent")
+            elif kind in _START_MESSAGES:
+                self.status = message["status"]
+                self.log.add("response started")
+            await send(message)
+
+        return watching_send
+
+
+_PREFIXES: Final = {"http": "HTTP", "websocket": "WEBSOCKET"}
+_START_MESSAGES: Final = frozenset({"http.response.start", "websocket.http.response.start"})
+
+mark_boundary(__file__)

@@ -1,0 +1,298 @@
+"""Checkouts: connections on their way out of a pool and back.
+
+The identity of a checkout is its proxy, the third argument of the `checkout` event; it is
+only ever held weakly. Events say when to look, the proxy says what is true.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.pool import Pool, StaticPool
+
+from leakguard.core.callsite import capture
+from leakguard.core.faults import FAULTS
+from leakguard.core.finding import PoolUsage
+from leakguard.core.hold import ConnectionHold
+from leakguard.core.holder import current_holder, running_loop
+from leakguard.core.scope import current_scope
+from leakguard.core.watch import WATCH
+from leakguard.sources.sqlalchemy.drivers import backend_pid, driver_in_transaction
+from leakguard.sources.sqlalchemy.greenlets import parent_stacks
+from leakguard.sources.sqlalchemy.guards import Guards
+from leakguard.sources.sqlalchemy.pools import PoolFacts, pool_facts, pool_fill
+from leakguard.sources.sqlalchemy.refs import NumberedRef
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, PoolResetState
+
+    from leakguard.core.guard import Guard
+    from leakguard.core.scope import Scope
+
+Listener = tuple[type, str, Callable[..., None]]
+
+
+class Checkout(ConnectionHold):
+    """A connection of an SQLAlchemy pool."""
+
+    __slots__ = ("detached", "facts", "record", "ref")
+    ref: NumberedRef[PoolProxiedConnection]
+    facts: PoolFacts
+    record: int
+    """The number of the pool's entry: two checkouts with the same one are one connection."""
+    detached: bool
+
+    @property
+    def open(self) -> bool:
+        proxy = self.ref()
+        return proxy is not None and proxy.is_valid
+
+    @property
+    def in_transaction(self) -> bool | None:
+        if self.session is not None:
+            return self.session.in_transaction
+        proxy = self.ref()
+        return None if proxy is None else driver_in_transaction(proxy.driver_connection)
+
+    @property
+    def backend_pid(self) -> int | None:
+        proxy = self.ref()
+        return None if proxy is None else backend_pid(proxy.driver_connection)
+
+    @property
+    def usage(self) -> PoolUsage | None:
+        pool = self.facts.ref()
+        if pool is None:
+            return None
+        site = self.created_at or self.acquired_at
+        same_line = sum(
+            1
+            for other in self.guard.open_holds()
+            if isinstance(other, Checkout)
+            and other.facts is self.facts
+            and (other.created_at or other.acquired_at) == site
+        )
+        return PoolUsage(*pool_fill(pool), same_line)
+
+    @property
+    def lost_when_collected(self) -> bool:
+        return self.facts.is_async or self.detached
+
+
+@dataclass(slots=True)
+class _Shared:
+    """The checkouts of a `StaticPool`, whose events do not say which of them they mean."""
+
+    holds: list[Checkout] = field(default_factory=list[Checkout])
+    closing: int = 0
+    """Closes seen that could not be told apart yet."""
+
+
+class Checkouts:
+    """Follows every checkout of every pool. Its listeners never raise, never block, never await."""
+
+    def __init__(self, guards: Guards) -> None:
+        self._guards = guards
+        self._open: dict[int, Checkout] = {}
+        self._by_record: dict[int, Checkout] = {}
+        self._shared: dict[int, _Shared] = {}
+        self._detached: dict[int, Checkout] = {}
+        self._pools: dict[int, PoolFacts] = {}
+        self.listeners: tuple[Listener, ...] = (
+            (Pool, "checkout", self._on_checkout),
+            (Pool, "checkin", self._on_checkin),
+            (Pool, "detach", self._on_detach),
+            (Pool, "close_detached", self._on_close_detached),
+            (StaticPool, "reset", self._on_static_reset),
+        )
+        # Not before_cursor_execute: an engine with a listener to that joins its listeners anew
+        # for every connection, which costs more than all the rest of leakguard together.
+        self.statement_listeners: tuple[Listener, ...] = (
+            (Engine, "do_execute", self._on_statement),
+            (Engine, "do_executemany", self._on_statement),
+            (Engine, "do_execute_no_params", self._on_statement),
+        )
+
+    def of(self, connection: Connection) -> Checkout | None:
+        """Give the checkout that a `Connection` works with, if a guard watches it."""
+        return self._open.get(id(connection.connection))
+
+    def forget(self, guard: Guard) -> None:
+        """Follow what belongs to `guard` no more."""
+        for holds in (self._open, self._by_record, self._detached):
+            for key, hold in holds.copy().items():
+                if hold.guard is guard:
+                    holds.pop(key, None)
+        for key, shared in self._shared.copy().items():
+            shared.holds = [hold for hold in shared.holds if hold.guard is not guard]
+            if not shared.holds:
+                self._shared.pop(key, None)
+
+    # --- listeners --------------------------------------------------------------------------------
+
+    def _on_checkout(
+        self,
+        dbapi_connection: DBAPIConnection,  # noqa: ARG002  (the event's signature)
+        record: ConnectionPoolEntry,
+        proxy: PoolProxiedConnection,
+    ) -> None:
+        try:
+            self._checked_out(record, proxy)
+        except Exception as error:  # noqa: BLE001  (the caller must not notice)
+            report_fault(error)
+
+    def _on_checkin(
+        self,
+        dbapi_connection: DBAPIConnection | None,  # noqa: ARG002  (the event's signature)
+        record: ConnectionPoolEntry,
+    ) -> None:
+        hold = self._by_record.pop(id(record), None)
+        # The finalizer of a collected proxy has run before, and has said all there is to say.
+        if hold is not None and not hold.collected:
+            self._came_back(hold)
+
+    def _on_detach(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        hold = self._by_record.pop(id(record), None)
+        if hold is not None and not hold.collected:
+            hold.detached = True
+            self._detached[id(dbapi_connection)] = hold
+
+    def _on_close_detached(self, dbapi_connection: DBAPIConnection) -> None:
+        hold = self._detached.pop(id(dbapi_connection), None)
+        if hold is not None:
+            self._came_back(hold)
+
+    def _on_static_reset(
+        self,
+        dbapi_connection: DBAPIConnection,  # noqa: ARG002  (the event's signature)
+        record: ConnectionPoolEntry,
+        reset_state: PoolResetState,  # noqa: ARG002  (the event's signature)
+    ) -> None:
+        """One of several checkouts of one connection is being closed, or was collected."""
+        shared = self._shared.get(id(record))
+        if shared is not None:
+            try:
+                self._shared_returns(shared)
+            except Exception as error:  # noqa: BLE001  (raising here invalidates the connection)
+                report_fault(error)
+
+    def _on_statement(self, cursor: object, statement: str, *arguments: Any) -> None:  # noqa: ARG002, ANN401  (the events' signatures)
+        """A statement begins; its parameters, among the arguments, are never looked at."""
+        context = arguments[-1]
+        if context is None:  # SQLAlchemy's own, not made through a `Connection`
+            return
+        hold = self.of(context.root_connection)
+        if hold is not None and hold.guard.settings.statements:
+            hold.used_monotonic = monotonic()
+            hold.statement_text = statement
+            if hold.scope is not None:
+                hold.scope.log.add("statement executed")
+
+    # --- out and back -----------------------------------------------------------------------------
+
+    def _checked_out(self, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
+        known = self._open.get(id(proxy))
+        if known is not None and known.ref() is proxy:
+            return  # checked out again after another listener asked for a reconnect
+        pool = _pool_of(proxy)
+        guard, scope = self._guards.watching(current_scope.get(), pool)
+        if guard is None:
+            return
+        # The caller's frame: a variable with the own one would be a cycle that keeps the proxy.
+        frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        facts = self._facts_of(pool, frame)
+        site = capture(frame, guard.settings.frames, parent_stacks)
+        hold = Checkout(guard, facts.name, scope, site)
+        hold.facts = facts
+        hold.record = id(record)
+        hold.detached = False
+        hold.ref = NumberedRef(proxy, self._proxy_gone)
+        if scope is not None:
+            self.place(hold, scope)
+            hold.sync_in_async = not facts.is_async and running_loop() is not None
+        self._open[hold.ref.number] = hold
+        if facts.shares:
+            self._shared.setdefault(hold.record, _Shared()).holds.append(hold)
+        else:
+            self._by_record[hold.record] = hold
+        guard.acquired(hold)
+
+    def place(self, hold: Checkout, scope: Scope) -> None:
+        """Note who acquired `hold` in `scope`, and what the scope had by then."""
+        hold.holder = current_holder(scope)
+        hold.nested = any(_is_beside(other, hold) for other in scope.open_holds.copy())
+
+    def _facts_of(self, pool: Pool, frame: FrameType | None) -> PoolFacts:
+        facts = self._pools.get(id(pool))
+        if facts is None or facts.ref() is not pool:
+            facts = self._pools[id(pool)] = pool_facts(pool, frame)
+            weakref.finalize(pool, self._pools.pop, id(pool), None).atexit = False
+        return facts
+
+    def _came_back(self, hold: Checkout) -> None:
+        self._open.pop(hold.ref.number, None)
+        hold.guard.released(hold)
+
+    def _shared_returns(self, shared: _Shared) -> None:
+        self._settle(shared)
+        live = [hold for hold in shared.holds if hold.open]
+        if len(live) == 1:
+            shared.holds.remove(live[0])
+            self._came_back(live[0])
+        elif live:
+            shared.closing += 1
+
+    def _settle(self, shared: _Shared) -> None:
+        """Release those that turn out to be closed by now."""
+        for hold in tuple(shared.holds):
+            proxy = hold.ref()
+            if proxy is not None and not proxy.is_valid:
+                shared.holds.remove(hold)
+                shared.closing -= 1
+                self._came_back(hold)
+
+    def _proxy_gone(self, ref: NumberedRef[Any]) -> None:
+        """Run as a finalizer: at any point of any code, without a lock and with few allocations."""
+        # The number is free for another object only after this, so that the entry is its own.
+        hold = self._open.pop(ref.number, None)
+        if hold is None or hold.released_monotonic is not None:
+            return
+        shared = self._shared.get(hold.record) if hold.facts.shares else None
+        if shared is not None:
+            self._settle(shared)
+            shared.holds.remove(hold)
+            if shared.closing > 0:  # it was closed a moment ago, when nobody could tell
+                shared.closing -= 1
+                WATCH.post(partial(hold.guard.released, hold))
+                return
+        hold.guard.collected(hold)
+
+
+def report_fault(error: Exception) -> None:
+    """Log a fault of this source, once."""
+    FAULTS.report("leakguard's SQLAlchemy source", error, "Please report it.")
+
+
+def _pool_of(proxy: Any) -> Pool:  # noqa: ANN401  (its class has no public name)
+    pool: Pool = proxy._pool  # noqa: SLF001  (no public way; tested)
+    return pool
+
+
+def _is_beside(other: object, hold: Checkout) -> bool:
+    """Say whether `other` is another connection of the same pool that is out."""
+    return (
+        isinstance(other, Checkout)
+        and other is not hold
+        and other.facts is hold.facts
+        and other.record != hold.record
+        and other.open
+    )

@@ -1,0 +1,60 @@
+"""The installed guards, and which of them a session or connection belongs to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leakguard.sources.sqlalchemy.pools import belongs_to
+
+if TYPE_CHECKING:
+    from sqlalchemy.pool import Pool
+
+    from leakguard.core.guard import Guard
+    from leakguard.core.scope import Scope
+
+
+class Guards:
+    """The innermost scope's guard is told if it watches the engine, and nobody else is.
+
+    So every leak is found once, however many guards and scopes there are. What happens outside
+    of any scope goes to the guard that was installed first.
+    """
+
+    def __init__(self) -> None:
+        self._guards: tuple[Guard, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self._guards)
+
+    @property
+    def want_statements(self) -> bool:
+        """Whether one of them keeps the SQL text of statements."""
+        return any(guard.settings.statements for guard in self._guards)
+
+    def add(self, guard: Guard) -> None:
+        """Take a guard in."""
+        self._guards = (*self._guards, guard)
+
+    def remove(self, guard: Guard) -> None:
+        """Take a guard out."""
+        self._guards = tuple(one for one in self._guards if one is not guard)
+
+    def watching(self, scope: Scope | None, pool: Pool | None) -> tuple[Guard | None, Scope | None]:
+        """Find the guard to tell, and its scope, by the current scope and the pool.
+
+        The pool of a session is `None` where it has no engine of its own.
+        """
+        while scope is not None:
+            guard = scope.guard
+            if guard.installed and _watches(guard, pool):
+                return guard, scope
+            scope = scope.parent
+        for guard in self._guards:
+            if _watches(guard, pool):
+                return guard, None
+        return None, None
+
+
+def _watches(guard: Guard, pool: Pool | None) -> bool:
+    engines = guard.settings.engines
+    return engines is None or (pool is not None and belongs_to(pool, engines))

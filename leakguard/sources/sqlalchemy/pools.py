@@ -1,0 +1,113 @@
+"""Pools and engines: which of them a guard watches, what they are called, how full they are."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Final, cast
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import Pool, StaticPool
+
+from leakguard.exceptions import SettingsError
+
+ENGINES_ALLOWED: Final = "it is an Engine or an AsyncEngine"
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class PoolFacts:
+    """What is known of a pool, found out at its first checkout."""
+
+    ref: weakref.ref[Pool]
+    name: str
+    is_async: bool
+    shares: bool
+    """Whether all its checkouts are one and the same connection (`StaticPool`)."""
+    engine: weakref.ref[Engine] | None
+    """The engine that made it; `None` for a pool that is used without one."""
+
+    def belongs_to(self, engine: Engine) -> bool:
+        """Say whether `engine` has this pool, or had it before a `dispose()`."""
+        own = None if self.engine is None else self.engine()
+        return own is engine or engine.pool is self.ref()
+
+
+def pool_facts(pool: Pool, frame: FrameType | None) -> PoolFacts:
+    """Find out what is known of `pool`; `frame` is one of its checkout's."""
+    dialect = pool._dialect  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
+    engine = _engine_of(pool, frame)
+    return PoolFacts(
+        ref=weakref.ref(pool),
+        name=_pool_name(pool, engine),
+        is_async=dialect.is_async,
+        shares=isinstance(pool, StaticPool),
+        engine=None if engine is None else weakref.ref(engine),
+    )
+
+
+def pool_fill(pool: Pool) -> tuple[int | None, int | None]:
+    """Count the connections out, and say how many may be; `None` for what a pool does not know."""
+    counting = cast("Any", pool)  # only some classes of pools count
+    try:
+        overflow: int = counting._max_overflow  # noqa: SLF001  (no public way; tested)
+        out: int = counting.checkedout()
+        size: int = counting.size()
+    except AttributeError:
+        return None, None
+    return out, None if overflow < 0 else size + overflow
+
+
+def check_engines(engines: tuple[object, ...] | None) -> None:
+    """Raise `SettingsError` for anything that is neither an `Engine` nor an `AsyncEngine`."""
+    for engine in engines or ():
+        if sync_engine(engine) is None:
+            raise SettingsError("engines", engine, f"{ENGINES_ALLOWED}, in a list; None: all")
+
+
+def belongs_to(pool: Pool, engines: tuple[object, ...]) -> bool:
+    """Say whether `pool` is the present pool of one of `engines`; `dispose()` makes a new one."""
+    return any(engine is not None and engine.pool is pool for engine in map(sync_engine, engines))
+
+
+def sync_engine(engine: object) -> Engine | None:
+    """Give the `Engine` that an `Engine` or `AsyncEngine` is or has; `None` for anything else."""
+    if isinstance(engine, Engine):
+        return engine
+    # An AsyncEngine cannot exist where its module was never imported.
+    asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
+    if asyncio is not None and isinstance(engine, asyncio.AsyncEngine):
+        return cast("Engine", cast("Any", engine).sync_engine)
+    return None
+
+
+def _pool_name(pool: Pool, engine: Engine | None) -> str:
+    """Name a pool as in logs and metrics; never a user name or password."""
+    name = pool.logging_name
+    if name:
+        return name
+    if engine is None:
+        return type(pool).__name__
+    url = engine.url
+    if url.get_backend_name() == "sqlite":
+        return _file_name(url.database)
+    place = f"{url.host}:{url.port}" if url.port else url.host
+    return "/".join(part for part in (place, url.database) if part) or engine.name
+
+
+def _file_name(database: str | None) -> str:
+    return (database or ":memory:").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _engine_of(pool: Pool, frame: FrameType | None) -> Engine | None:
+    """Find the engine of a pool on the stack of its first checkout.
+
+    Neither the pool nor its events know the engine; the method that checks out is the engine's.
+    """
+    while frame is not None:
+        candidate: object = frame.f_locals.get("self")
+        if isinstance(candidate, Engine) and candidate.pool is pool:
+            return candidate
+        frame = frame.f_back
+    return None

@@ -1,0 +1,184 @@
+"""Sessions: constructed, linked to their checkouts, closed.
+
+There is no event for the construction or the `close()` of a session: these two methods are
+wrapped while a guard is installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
+
+from leakguard.core.callsite import capture
+from leakguard.core.hold import SessionHold
+from leakguard.core.holder import current_holder
+from leakguard.core.scope import current_scope
+from leakguard.sources.patch import Patch
+from leakguard.sources.sqlalchemy.checkouts import Checkout, Checkouts, Listener, report_fault
+from leakguard.sources.sqlalchemy.greenlets import parent_stacks
+from leakguard.sources.sqlalchemy.guards import Guards
+from leakguard.sources.sqlalchemy.refs import NumberedRef
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import SessionTransaction
+
+    from leakguard.core.guard import Guard
+
+
+class ConstructedSession(SessionHold):
+    """An SQLAlchemy `Session`, be it one's own or an `AsyncSession`'s."""
+
+    __slots__ = ("ref",)
+    ref: NumberedRef[Session]
+
+    @property
+    def open(self) -> bool:
+        return self.released_monotonic is None
+
+    @property
+    def in_transaction(self) -> bool | None:
+        session = self.ref()
+        return None if session is None else bool(session.in_transaction())
+
+
+class Sessions:
+    """Follows every session, and tells a checkout which session made it."""
+
+    def __init__(self, guards: Guards, checkouts: Checkouts) -> None:
+        self._guards = guards
+        self._checkouts = checkouts
+        self._alive: dict[int, ConstructedSession] = {}
+        self._initialisers: dict[CodeType, bool] = {}
+        self.listeners: tuple[Listener, ...] = ((Session, "after_begin", self._on_begin),)
+        self.patches = (
+            Patch(Session, "__init__", self._wrap_init),
+            Patch(Session, "close", self._wrap_close),
+        )
+
+    def forget(self, guard: Guard) -> None:
+        """Follow what belongs to `guard` no more."""
+        for key, hold in self._alive.copy().items():
+            if hold.guard is guard:
+                self._alive.pop(key, None)
+
+    # --- wrappers ---------------------------------------------------------------------------------
+
+    def _wrap_init(self, original: Callable[..., None]) -> Callable[..., None]:
+        def init(session: Session, *args: object, **kwargs: object) -> None:
+            original(session, *args, **kwargs)
+            try:
+                self._constructed(session)
+            except Exception as error:  # noqa: BLE001  (the application must not notice)
+                report_fault(error)
+
+        return init
+
+    def _wrap_close(self, original: Callable[..., None]) -> Callable[..., None]:
+        def close(session: Session, *args: object, **kwargs: object) -> None:
+            hold = self._alive.get(id(session))
+            if hold is None:
+                return original(session, *args, **kwargs)
+            # Noted before, because a close() that fails was called all the same.
+            self._closing(hold)
+            try:
+                return original(session, *args, **kwargs)
+            finally:
+                hold.guard.released(hold)
+
+        return close
+
+    def _constructed(self, session: Session) -> None:
+        bind = session.bind
+        pool = None if bind is None else bind.engine.pool
+        guard, scope = self._guards.watching(current_scope.get(), pool)
+        if guard is None:
+            return
+        # Two frames up is the wrapper; whoever called it constructs the session. Nobody does
+        # where a greenlet starts there.
+        frame = self._constructing_frame(sys._getframe(2).f_back)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        site = capture(frame, guard.settings.frames, parent_stacks)
+        hold = ConstructedSession(guard, scope, site)
+        hold.ref = NumberedRef(session, self._session_gone)
+        if scope is not None:
+            hold.holder = current_holder(scope)
+        self._alive[hold.ref.number] = hold
+        guard.acquired(hold)
+
+    def _constructing_frame(self, frame: FrameType | None) -> FrameType | None:
+        """Skip the `__init__` methods of session classes: the user's line is who called them."""
+        while frame is not None and frame.f_code.co_name == "__init__":
+            code = frame.f_code
+            known = self._initialisers.get(code)
+            if known is None:
+                known = self._initialisers[code] = _initialises_session(frame)
+            if not known:
+                break
+            frame = frame.f_back
+        return frame
+
+    def _closing(self, hold: ConstructedSession) -> None:
+        hold.times_closed += 1
+        if hold.checkouts_ever == 0:  # closed before its first use: worth knowing by whom
+            site = capture(sys._getframe(), 1, parent_stacks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            hold.closed_by = None if site is None else site.code
+        hold.checkouts = 0
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def _on_begin(
+        self,
+        session: Session,
+        transaction: SessionTransaction,  # noqa: ARG002  (the event's signature)
+        connection: Connection,
+    ) -> None:
+        """A session uses a connection: link them if it was the session that checked it out."""
+        owner = self._alive.get(id(session))
+        if owner is None:
+            return
+        try:
+            hold = self._checkouts.of(connection)
+            # A connection that is older than the session was handed to it.
+            if (
+                hold is not None
+                and hold.session is None
+                and hold.acquired_monotonic >= owner.acquired_monotonic
+            ):
+                self._link(owner, hold)
+        except Exception as error:  # noqa: BLE001  (the application must not notice)
+            report_fault(error)
+
+    def _link(self, owner: ConstructedSession, hold: Checkout) -> None:
+        hold.session = owner
+        hold.taken_after_close = owner.times_closed > 0
+        hold.taken_again = owner.checkouts > 0
+        owner.checkouts += 1
+        owner.checkouts_ever += 1
+        if owner.allowed is not None:
+            hold.allowed = owner.allowed
+        scope = owner.scope
+        if scope is not None and scope is not hold.scope and scope.closed_at is None:
+            hold.guard.withdraw(hold)
+            hold.guard, hold.scope = owner.guard, scope
+            self._checkouts.place(hold, scope)
+            hold.guard.acquired(hold)
+
+    def _session_gone(self, ref: NumberedRef[Any]) -> None:
+        """Run as a finalizer: at any point of any code, without a lock and with few allocations."""
+        # The number is free for another object only after this, so that the entry is its own.
+        hold = self._alive.pop(ref.number, None)
+        if hold is not None and hold.released_monotonic is None:
+            hold.guard.collected(hold)
+
+
+def _initialises_session(frame: FrameType) -> bool:
+    names = frame.f_code.co_varnames
+    instance: object = frame.f_locals.get(names[0]) if names else None
+    if isinstance(instance, Session):
+        return True
+    asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
+    return asyncio is not None and isinstance(instance, asyncio.AsyncSession)

@@ -1,0 +1,89 @@
+"""Putting listeners and wrappers into SQLAlchemy, and taking them out without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import Dialect
+
+from leakguard.sources.sqlalchemy.checkouts import Checkouts, Listener
+from leakguard.sources.sqlalchemy.guards import Guards
+from leakguard.sources.sqlalchemy.sessions import Sessions
+
+if TYPE_CHECKING:
+    from leakguard.core.guard import Guard
+
+
+class SQLAlchemySource:
+    """Tells the installed guards what SQLAlchemy does.
+
+    Everything is in place once, however many guards there are, and goes with the last of them;
+    what follows statements is there only while a guard wants to know them.
+    """
+
+    def __init__(self) -> None:
+        self._guards = Guards()
+        self._checkouts = Checkouts(self._guards)
+        self._sessions = Sessions(self._guards, self._checkouts)
+        self._follows_statements = False
+        self._had_events = False
+
+    def attach(self, guard: Guard) -> None:
+        """Tell `guard` from now on."""
+        if not self._guards:
+            _listen(self._checkouts.listeners + self._sessions.listeners)
+            for patch in self._sessions.patches:
+                patch.place()
+        self._guards.add(guard)
+        self._follow_statements()
+
+    def detach(self, guard: Guard) -> None:
+        """Tell `guard` no more; with the last one, leave SQLAlchemy as it was found."""
+        self._guards.remove(guard)
+        self._follow_statements()
+        self._checkouts.forget(guard)
+        self._sessions.forget(guard)
+        if not self._guards:
+            for patch in reversed(self._sessions.patches):
+                patch.remove()
+            _ignore(self._checkouts.listeners + self._sessions.listeners)
+
+    def _follow_statements(self) -> None:
+        """Listen to statements while a guard wants to know them, and not otherwise."""
+        wanted = self._guards.want_statements
+        if wanted == self._follows_statements:
+            return
+        self._follows_statements = wanted
+        if wanted:
+            self._had_events = Dialect._has_events  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
+            _listen(self._checkouts.statement_listeners)
+        else:
+            _ignore(self._checkouts.statement_listeners)
+            # Listening sets this flag for good, and costs every statement of the process a bit.
+            if not self._had_events and not _someone_listens_to_dialects():
+                Dialect._has_events = False  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
+
+
+def _listen(listeners: Iterable[Listener]) -> None:
+    for target, name, listener in listeners:
+        event.listen(target, name, listener)
+
+
+def _ignore(listeners: Iterable[Listener]) -> None:
+    for target, name, listener in listeners:
+        event.remove(target, name, listener)
+
+
+def _someone_listens_to_dialects() -> bool:
+    dispatch: Any = Dialect.dispatch
+    try:
+        names: list[str] = dispatch._event_names  # noqa: SLF001  (no public way; tested)
+        return any(getattr(dispatch, name)._clslevel.get(Dialect) for name in names)  # noqa: SLF001  (no public way; tested)
+    except AttributeError:  # pragma: no cover  (a future SQLAlchemy; the flag only costs time)
+        return True
+
+
+SQLALCHEMY: Final = SQLAlchemySource()
+"""The one source of the process: what it listens to and wraps belongs to the whole process."""
