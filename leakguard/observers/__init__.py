@@ -1,0 +1,1 @@
+"""Who is told: adapters that know nothing of one another."""

@@ -1,0 +1,47 @@
+"""The warnings observer: a Python warning on the user's line."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Final
+
+from leakguard.core.finding import Severity
+from leakguard.core.observer import Observer
+from leakguard.core.report import advice
+from leakguard.exceptions import ConnectionLeakWarning
+
+if TYPE_CHECKING:
+    from leakguard.core.callsite import CallSite
+    from leakguard.core.finding import Finding
+
+
+class Warnings(Observer):
+    """Warns once for every distinct leak, where its session was constructed.
+
+    Else where the connection was checked out. A filter that turns the warning into an error
+    has no one to raise it to but a request that did nothing wrong: it is shown all the same.
+    """
+
+    LIMIT: Final = 1000
+
+    def __init__(self) -> None:
+        self._warned: dict[str, None] = {}
+
+    def found(self, finding: Finding) -> None:
+        """Warn of the first finding of a fingerprint, if it is an error."""
+        hold = finding.hold
+        if hold is None or finding.severity is not Severity.ERROR:
+            return
+        if finding.fingerprint in self._warned or len(self._warned) >= self.LIMIT:
+            return
+        self._warned[finding.fingerprint] = None
+        site = hold.created_at or hold.acquired_at
+        if site is not None:
+            _warn(advice(finding), site)
+
+
+def _warn(message: str, site: CallSite) -> None:
+    try:
+        warnings.warn_explicit(message, ConnectionLeakWarning, site.file, site.line)
+    except ConnectionLeakWarning as warning:
+        warnings.showwarning(warning, ConnectionLeakWarning, site.file, site.line)

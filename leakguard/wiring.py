@@ -1,0 +1,102 @@
+"""Entry points: the public guard and middleware, wired from sources, core and observers."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Unpack
+
+from leakguard.core.guard import Guard
+from leakguard.core.settings import Mode, Options, build_settings, default_mode
+from leakguard.core.watch import WATCH
+from leakguard.exceptions import SettingsError
+from leakguard.observers.history import History
+from leakguard.observers.log import Log
+from leakguard.observers.warnings import Warnings
+from leakguard.sources.asgi import AsgiApp, RequestScopes
+from leakguard.sources.sqlalchemy import SQLALCHEMY, check_engines
+
+if TYPE_CHECKING:
+    from leakguard.core.observer import Observer
+
+
+class LeakGuard(Guard):
+    """Watches every SQLAlchemy engine and session of the process, once it is installed.
+
+    Options, all optional, by keyword:
+
+    - `mode`: `"off"`, `"production"`, `"development"` or `"testing"`, a preset of the others.
+      Default: `LEAKGUARD_MODE` where it is set, else `"development"` under `python -X dev` or
+      where the application's `debug` is true, else `"production"`.
+    - `engines`: watch only these `Engine` and `AsyncEngine` objects; default: every one.
+    - `observers`: told instead of the default ones.
+    - `held_after`: seconds that a connection may be out and idle; `None`: not judged.
+    - `late_after`: seconds after the last byte of the response from which a return is late.
+    - `ignore`: functions that take a finding and say whether to drop it.
+    - `frames`: the most user frames that are kept for a call site.
+    - `statements`: whether the SQL text of the last statement is kept.
+    - `events`: whether every scope keeps the list of its lifecycle events.
+
+    Raises `SettingsError`, which names the option, its value and what is allowed.
+    """
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        settings = build_settings(options)
+        check_engines(settings.engines)
+        observers = settings.observers
+        if observers is None:
+            observers = default_observers(settings.mode)
+        super().__init__(settings, observers, (SQLALCHEMY,))
+
+    @property
+    def history(self) -> History | None:
+        """The history among the observers; development and testing have one by default."""
+        return self.observers.find(History)
+
+
+class LeakGuardMiddleware(RequestScopes):
+    """The one line: `app.add_middleware(LeakGuardMiddleware)`. Add it last: it is outermost then.
+
+    Takes a `guard`, or the options of `LeakGuard` to make one of its own, and installs it.
+    """
+
+    def __init__(
+        self, app: AsgiApp, guard: LeakGuard | None = None, **options: Unpack[Options]
+    ) -> None:
+        if guard is None:
+            if options.get("mode") is None:
+                options["mode"] = default_mode(debug=_debug(app))
+            guard = LeakGuard(**options)
+            # Applications come and go in tests: the guard goes with its middleware.
+            weakref.finalize(self, WATCH.post, guard.uninstall).atexit = False
+        elif not isinstance(guard, LeakGuard):
+            raise SettingsError("guard", guard, "it is a LeakGuard, or None for one of its own")
+        elif options:
+            name, value = next(iter(options.items()))
+            raise SettingsError(name, value, "the guard that was given has settings of its own")
+        guard.install()
+        super().__init__(app, guard)
+
+
+def default_observers(mode: Mode) -> tuple[Observer, ...]:
+    """Make the observers of a mode."""
+    match mode:
+        case Mode.DEVELOPMENT:
+            return (Log(notices=True), Warnings(), History())
+        case Mode.TESTING:
+            return (History(),)
+        case Mode.PRODUCTION:
+            return (Log(notices=False),)
+        case Mode.OFF:
+            return ()
+
+
+_WRAPPED_AT_MOST: Final = 100
+
+
+def _debug(app: Any) -> bool:  # noqa: ANN401  (any ASGI application)
+    """Find the application's `debug` flag behind the middleware between it and here."""
+    for _ in range(_WRAPPED_AT_MOST):
+        if hasattr(app, "debug"):
+            return app.debug is True
+        app = getattr(app, "app", None)
+    return False
