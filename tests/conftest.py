@@ -1,0 +1,34 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine
+
+from leakguard import LeakGuard
+from tests.support import Recorder
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """Give an observer that keeps what it is told."""
+    return Recorder()
+
+
+@pytest.fixture
+def guard(recorder: Recorder) -> Iterator[LeakGuard]:
+    """Give an installed guard that tells `recorder` and is taken out after the test."""
+    guard = LeakGuard(mode="testing", observers=[recorder])
+    with guard:
+        yield guard
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """Give an engine on a SQLite file, with the pool that a server database would have."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}", pool_logging_name="main")
+    yield engine
+    engine.dispose()

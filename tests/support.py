@@ -1,0 +1,113 @@
+"""Real parts for tests: a recorder, a server on a socket, and markers in source files."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import uvicorn
+
+from leakguard import Finding, FindingKind, Observer, Scope
+from leakguard.core.hold import Hold
+
+PATIENCE = 10.0
+"""Seconds after which a wait for an event means that the test has failed."""
+
+
+class Recorder(Observer):
+    """An observer that keeps everything it is told, and that a test can wait on."""
+
+    def __init__(self) -> None:
+        self.scopes_opened: list[Scope] = []
+        self.scopes_closed: list[Scope] = []
+        self.holds_acquired: list[Hold] = []
+        self.holds_released: list[Hold] = []
+        self.findings: list[Finding] = []
+        self.resolutions: list[Finding] = []
+        self._told = threading.Condition()
+
+    def scope_opened(self, scope: Scope) -> None:
+        self._keep(self.scopes_opened, scope)
+
+    def scope_closed(self, scope: Scope) -> None:
+        self._keep(self.scopes_closed, scope)
+
+    def acquired(self, hold: Hold) -> None:
+        self._keep(self.holds_acquired, hold)
+
+    def released(self, hold: Hold) -> None:
+        self._keep(self.holds_released, hold)
+
+    def found(self, finding: Finding) -> None:
+        self._keep(self.findings, finding)
+
+    def resolved(self, finding: Finding) -> None:
+        self._keep(self.resolutions, finding)
+
+    @property
+    def kinds(self) -> list[FindingKind]:
+        """The kinds of the findings, in order."""
+        return [finding.kind for finding in self.findings]
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Wait until `condition()` is true; it is looked at whenever something is told."""
+        with self._told:
+            assert self._told.wait_for(lambda: bool(condition()), PATIENCE), (
+                f"not told within {PATIENCE} s; findings: {self.kinds}"
+            )
+
+    def _keep(self, told: list[Any], subject: object) -> None:
+        with self._told:
+            told.append(subject)
+            self._told.notify_all()
+
+
+def line_marked(where: ModuleType | FunctionType | type, marker: str) -> int:
+    """Give the number of the one line of a module, class or function that ends in `# marker`."""
+    lines, first = inspect.getsourcelines(where)
+    found = [
+        number
+        for number, line in enumerate(lines, max(first, 1))
+        if line.rstrip().endswith(f"# {marker}")
+    ]
+    assert len(found) == 1, f"{len(found)} lines are marked # {marker}"
+    return found[0]
+
+
+@contextmanager
+def serving(app: Any, **config: Any) -> Iterator[str]:  # noqa: ANN401  (any ASGI application, any option)
+    """Serve an application with a real uvicorn on a free loopback port; give its base URL."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        port = listener.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **config))
+        started = threading.Event()
+        startup = server.startup
+
+        async def startup_and_tell(sockets: list[socket.socket] | None = None) -> None:
+            await startup(sockets=sockets)
+            started.set()
+
+        server.startup = startup_and_tell  # type: ignore[method-assign]
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        thread.start()
+        try:
+            assert started.wait(PATIENCE), "the server did not start"
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "the server did not stop"
+
+
+def database(folder: Path) -> str:
+    """Give the URL of a SQLite file in `folder`, without driver."""
+    return f"/{folder / 'test.db'}"

@@ -1,0 +1,127 @@
+"""The documents and the code say the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import leakguard
+from leakguard import Finding, FindingKind, Hold, Observer, Scope
+from leakguard.core.settings import Mode, Options, build_settings
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Give the cells of the first table with `heading` in its first line."""
+    lines = iter(REFERENCE.splitlines())
+    for line in lines:
+        if line.startswith(f"| {heading} |"):
+            break
+    next(lines)  # the rule below the heading
+    found: list[list[str]] = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+    return found
+
+
+def names(text: str) -> set[str]:
+    """Give the words in backticks."""
+    return set(re.findall(r"`(\w+)", text))
+
+
+def test_every_public_name_is_documented() -> None:
+    """The reference names all of `__all__`."""
+    assert set(leakguard.__all__) <= names(REFERENCE)
+
+
+def test_all_is_what_there_is() -> None:
+    """`__all__` is sorted, complete and free of names that do not exist."""
+    assert leakguard.__all__ == sorted(leakguard.__all__, key=lambda name: (name.islower(), name))
+    assert all(hasattr(leakguard, name) for name in leakguard.__all__)
+
+
+def test_every_kind_is_documented_with_its_severity() -> None:
+    """The table of kinds is the enumeration, in its order."""
+    table = [(cells[0].strip("`"), cells[1]) for cells in rows("`FindingKind`")]
+    assert table == [(kind.value, kind.severity.value) for kind in FindingKind]
+
+
+def test_every_setting_is_documented() -> None:
+    """The table of settings is the options, in their order."""
+    assert [cells[0].strip("`") for cells in rows("setting")] == list(Options.__annotations__)
+
+
+def test_the_presets_are_documented() -> None:
+    """The table of presets says what the modes really set."""
+    modes = [Mode.OFF, Mode.PRODUCTION, Mode.DEVELOPMENT, Mode.TESTING]
+    presets = [build_settings({"mode": mode}) for mode in modes]
+    told = {cells[0].strip("`"): cells[1:] for cells in rows("by mode")}
+    assert told["frames"] == [str(preset.frames) for preset in presets]
+    assert told["held_after"] == [
+        "none" if preset.held_after is None else f"{preset.held_after:g} s" for preset in presets
+    ]
+    for name in ("statements", "events"):
+        assert told[name] == ["yes" if getattr(preset, name) else "no" for preset in presets]
+
+
+@pytest.mark.parametrize("noun", [Finding, Hold, Scope, Observer])
+def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
+    """What a noun offers publicly is in the reference."""
+    internal = {
+        Hold: {"open", "usage", "lost_when_collected", *Hold.__slots__} - {"pool", "scope"},
+        Scope: {"enter", "leave", "started", *Scope.__slots__}
+        - {"type", "status", "cancelled", "exception", "trace_id"},
+    }.get(noun, set())
+    public = {name for name in vars(noun) if not name.startswith("_")} - internal
+    assert public <= names(REFERENCE)
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(python_blocks())))
+def test_the_code_of_the_readme_runs(number: int) -> None:
+    """Each block of the README is a program of its own."""
+    exec(compile(python_blocks()[number], "README.md", "exec"), {"__name__": "readme"})  # noqa: S102  (our own)
+
+
+def test_the_readme_keeps_its_order() -> None:
+    """First one sentence, the line, the report, the demo, the limits; then everything else."""
+    headings = re.findall(r"^## (.+)$", README, flags=re.MULTILINE)
+    assert headings == [
+        "One line",
+        "What you get",
+        "See it run",
+        "What it cannot know",
+        "Everything else",
+    ]
+    assert README.split("\n## ")[0].count(".") == 1
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
+    ],
+)
+def test_links_between_documents_lead_somewhere(document: str) -> None:
+    """Every relative link names a file, and every anchor a heading."""
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        file = (ROOT / document).parent / path
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), flags=re.MULTILINE)
+            assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
