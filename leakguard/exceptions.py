@@ -21,10 +21,15 @@ class SettingsError(LeakGuardError, ValueError):
     """
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
-        super().__init__(f"{setting}={value!r} is not allowed: {allowed}")
+        super().__init__(f"{setting}={_show(value)} is not allowed: {allowed}")
         self.setting = setting
         self.value = value
         self.allowed = allowed
+
+    def __reduce__(self) -> tuple[type[SettingsError], tuple[str, object, str]]:
+        # By default an exception is made anew from its message alone, which would fail: the
+        # error of a worker process would not reach its parent.
+        return type(self), (self.setting, self.value, self.allowed)
 
 
 class ConnectionLeakError(LeakGuardError):
@@ -41,3 +46,10 @@ class ConnectionLeakWarning(RuntimeWarning):
     Its location is the user's line: where the session was constructed, else where the
     connection was checked out. Python's default filters show it.
     """
+
+
+def _show(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001  (whatever a user's code raises; the message must come out)
+        return f"<a {type(value).__name__} whose repr raises>"

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -82,7 +82,7 @@ def line_marked(where: ModuleType | FunctionType | type, marker: str) -> int:
 
 
 @contextmanager
-def serving(app: Any, **config: Any) -> Iterator[str]:  # noqa: ANN401  (any ASGI application, any option)
+def serving(app: Any, **config: Any) -> Generator[str, None, None]:  # noqa: ANN401  (any ASGI application, any option)
     """Serve an application with a real uvicorn on a free loopback port; give its base URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -97,7 +97,7 @@ def serving(app: Any, **config: Any) -> Iterator[str]:  # noqa: ANN401  (any ASG
             started.set()
 
         server.startup = startup_and_tell  # type: ignore[method-assign]
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
         thread.start()
         try:
             assert started.wait(PATIENCE), "the server did not start"

@@ -105,10 +105,15 @@ class CallSite:
 
     def __eq__(self, other: object) -> bool:
         """Compare the innermost lines: the same line is the same site by whatever way."""
-        return isinstance(other, CallSite) and self._raw[0] == other._raw[0]
+        # With the file, because code objects compare equal whatever file they come from.
+        return (
+            isinstance(other, CallSite)
+            and self._raw[0] == other._raw[0]
+            and self.file == other.file
+        )
 
     def __hash__(self) -> int:
-        return hash(self._raw[0])
+        return hash((self._raw[0], self.file))
 
 
 def capture(  # noqa: C901  (one loop: it runs at every checkout, and a call costs as much as a frame)
@@ -161,7 +166,8 @@ def relative_path(file: str) -> str:
 
 def import_path(file: str) -> str:
     """Give `file` relative to the folder it is imported from: the same on every host."""
-    roots = [os.path.abspath(entry) for entry in sys.path]
+    # Python itself passes over entries that are no strings.
+    roots = [_absolute(entry) for entry in sys.path if isinstance(entry, str)]
     below = [root for root in roots if file.startswith(root + os.sep)]
     return os.path.relpath(file, max(below, key=len)) if below else os.path.basename(file)
 
@@ -189,17 +195,27 @@ _PLACES_LIMIT: Final = 10_000
 def _place_of(frame: FrameType) -> Place:
     """Classify a frame by its file, and remember the answer."""
     file = frame.f_code.co_filename
-    if file.startswith("<"):  # generated code: only a prompt and `python -c` are the user's
-        return Place.USER if frame.f_globals.get("__name__") == "__main__" else Place.LIBRARY
+    if file.startswith("<"):
+        return Place.USER if _is_typed_in(frame) else Place.LIBRARY
     if len(_places) >= _PLACES_LIMIT:
         _places.clear()
     place = _places[file] = classify(file)
     return place
 
 
+def _is_typed_in(frame: FrameType) -> bool:
+    """Say whether generated code is the user's: what stands at a prompt or after `python -c`.
+
+    A script that is the main module has a file; what is generated in it, such as the methods
+    of its dataclasses, is nobody's line.
+    """
+    variables = frame.f_globals
+    return variables.get("__name__") == "__main__" and "__file__" not in variables
+
+
 def classify(file: str) -> Place:
     """Say whose `file` is, by where it lies."""
-    path = os.path.abspath(file)
+    path = _absolute(file)
     if path in _BOUNDARIES:
         return Place.BOUNDARY
     for folder in _PACKAGE_FOLDERS:
@@ -213,12 +229,19 @@ def classify(file: str) -> Place:
 
 def mark_boundary(file: str) -> None:
     """Make a walk end at frames of `file`: what lies outside is not part of the scope."""
-    _BOUNDARIES.add(os.path.abspath(file))
+    _BOUNDARIES.add(_absolute(file))
     _places.pop(file, None)
 
 
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # a relative path, and the working directory was removed
+        return path
+
+
 def _folder(path: str) -> str:
-    return os.path.abspath(path) + os.sep
+    return _absolute(path) + os.sep
 
 
 _PACKAGE_FOLDERS: Final = tuple(
@@ -227,6 +250,7 @@ _PACKAGE_FOLDERS: Final = tuple(
         for path in (
             sysconfig.get_path("purelib"),
             sysconfig.get_path("platlib"),
+            sysconfig.get_path("scripts"),  # the programs of installed packages
             site.getusersitepackages(),
             *site.getsitepackages(),
         )
@@ -244,6 +268,6 @@ _LIBRARY_FOLDERS: Final = tuple(
     }
 )
 _BOUNDARIES: Final = {
-    os.path.abspath(inspect.getfile(module))
+    _absolute(inspect.getfile(module))
     for module in (asyncio.base_events, asyncio.events, asyncio.runners)
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +26,9 @@ class Mode(StrEnum):
     PRODUCTION = "production"
     DEVELOPMENT = "development"
     TESTING = "testing"
+
+
+_MODES: Final[Mapping[str, Mode]] = {mode.value: mode for mode in Mode}
 
 
 class Options(TypedDict, total=False):
@@ -120,32 +122,35 @@ def default_mode(*, debug: bool = False) -> Mode:
 
 
 def _known_mode(setting: str, value: object) -> Mode:
-    try:
-        return Mode(cast("str", value))
-    except ValueError:
-        allowed = "it is one of " + ", ".join(repr(mode.value) for mode in Mode)
-        raise SettingsError(setting, value, allowed) from None
+    mode = _MODES.get(value) if isinstance(value, str) else None
+    if mode is None:
+        allowed = "it is one of " + ", ".join(map(repr, _MODES))
+        raise SettingsError(setting, value, allowed)
+    return mode
 
 
-def _seconds(name: str, value: object) -> float:
+def check_seconds(name: str, value: object) -> float:
+    """Give a number of seconds as a float; raise `SettingsError` where it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SettingsError(name, value, "it is a number of seconds")
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value <= sys.float_info.max:  # neither NaN nor infinite nor a giant integer
         raise SettingsError(name, value, "it is a finite number of seconds, 0 or more")
     return float(value)
 
 
 def _seconds_or_none(name: str, value: object) -> float | None:
-    return None if value is None else _seconds(name, value)
+    return None if value is None else check_seconds(name, value)
 
 
-def _count(name: str, value: object) -> int:
+def check_count(name: str, value: object) -> int:
+    """Give a whole number from 1 on; raise `SettingsError` where it is none."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SettingsError(name, value, "it is a whole number, 1 or more")
     return value
 
 
-def _flag(name: str, value: object) -> bool:
+def check_flag(name: str, value: object) -> bool:
+    """Give True or False; raise `SettingsError` for anything else."""
     if not isinstance(value, bool):
         raise SettingsError(name, value, "it is True or False")
     return value
@@ -189,9 +194,9 @@ _VALIDATORS: Final[Mapping[str, Callable[[str, object], object]]] = {
     "engines": _engines,
     "observers": _observers,
     "held_after": _seconds_or_none,
-    "late_after": _seconds,
+    "late_after": check_seconds,
     "ignore": _predicates,
-    "frames": _count,
-    "statements": _flag,
-    "events": _flag,
+    "frames": check_count,
+    "statements": check_flag,
+    "events": check_flag,
 }

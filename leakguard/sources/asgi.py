@@ -40,12 +40,12 @@ class RequestScopes:
         if not guard.installed or scope["type"] not in _PREFIXES:
             await self.app(scope, receive, send)
             return
-        request = RequestScope(guard, scope)
+        request = RequestScope(guard, scope, self.app)
         guard.open_scope(request)
         try:
             await self.app(scope, request.watching(receive), request.watching_send(send))
         except BaseException as error:
-            note_exception(request, error)
+            request.failed(error)
             raise
         finally:
             request.let_go()
@@ -55,10 +55,11 @@ class RequestScopes:
 class RequestScope(Scope):
     """The scope of an HTTP request or a WebSocket connection."""
 
-    __slots__ = ("_asgi", "_lookup", "_method", "_route")
+    __slots__ = ("_app", "_asgi", "_lookup", "_method", "_route")
 
-    def __init__(self, guard: Guard, asgi: AsgiScope) -> None:
+    def __init__(self, guard: Guard, asgi: AsgiScope, app: AsgiApp) -> None:
         self._asgi: AsgiScope | None = asgi
+        self._app: AsgiApp | None = app
         self._lookup: RouteLookup | None = None
         self._route: str | None = None
         self._method: str | None = asgi.get("method")
@@ -75,7 +76,7 @@ class RequestScope(Scope):
     def route(self) -> str:
         """The full template of the route that answered, `unmatched` where none did (yet)."""
         if self._asgi is not None:
-            return known_template(self._asgi) or RouteLookup(self._asgi).template()
+            return known_template(self._asgi) or RouteLookup(self._asgi, self._app).template()
         if self._route is None:
             self._route = UNMATCHED if self._lookup is None else self._lookup.template()
             self._lookup = None
@@ -86,6 +87,12 @@ class RequestScope(Scope):
         """The HTTP method; `None` for a WebSocket connection."""
         return self._method
 
+    def failed(self, error: BaseException) -> None:
+        """Note the exception that leaves the application, and what the client gets for it."""
+        note_exception(self, error)
+        if self.type == "http" and self.status is None and not self.cancelled:
+            self.status = _SERVER_ERROR
+
     def let_go(self) -> None:
         """Keep what the name depends on, and not the request: contexts may outlive it."""
         asgi = self._asgi
@@ -95,7 +102,8 @@ class RequestScope(Scope):
             self.endpoint = code if isinstance(code, CodeType) else None
             self._route = known_template(asgi)
             if self._route is None:
-                self._lookup = RouteLookup(asgi)
+                self._lookup = RouteLookup(asgi, self._app)
+            self._app = None
 
     def watching(self, receive: Receive) -> Receive:
         """Notice a client that goes away before the response is complete."""
@@ -127,6 +135,8 @@ class RequestScope(Scope):
 
 
 _PREFIXES: Final = {"http": "HTTP", "websocket": "WEBSOCKET"}
+_SERVER_ERROR: Final = 500
+"""What the server, or the error handler outside, answers when no response was begun."""
 _START_MESSAGES: Final = frozenset({"http.response.start", "websocket.http.response.start"})
 
 mark_boundary(__file__)

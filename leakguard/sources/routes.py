@@ -1,14 +1,17 @@
-"""Route templates: which route answered, never what the client asked for.
+"""Route templates: which route answers, never what the client asked for.
 
 Starlette says so in the ASGI scope from 1.7 on, FastAPI in all versions; but neither says so
-for the mounts on the way, and `root_path` holds their actual values. There, and for older
-versions of Starlette, the routes are matched once more.
+for the mounts on the way, and `root_path` holds their actual values. There, for older versions
+of Starlette, and where a middleware handed a copy of the ASGI scope on, the routes are matched
+once more.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 import weakref
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
 
 AsgiScope = MutableMapping[str, Any]
@@ -18,32 +21,37 @@ UNMATCHED: Final = "unmatched"
 
 _FULL_MATCH: Final = 2
 _PARTIAL_MATCH: Final = 1
+_REST_OF_PATH: Final = "/{path}"
+"""What Starlette appends to the template of a mount."""
+_WRAPPED_AT_MOST: Final = 100
+_MOVES_PATHS: Final = re.compile(r"0\.([12]?\d|3[0-2])\.")
+"""The versions of Starlette whose mounts take what they matched away from the path."""
 
 
 class RouteLookup:
-    """Finds the template for a request that has been routed.
+    """Finds the template for a request by its routes.
 
     It keeps a few strings and a weak reference, not the request.
     """
 
     __slots__ = ("_request", "_router")
 
-    def __init__(self, scope: AsgiScope) -> None:
-        self._router = _weakly(scope.get("router"))
+    def __init__(self, scope: AsgiScope, app: object) -> None:
+        """Take the ASGI scope, and the application that has answered or will."""
+        # Named by the router that saw this scope; none did where a copy was handed on.
+        self._router = _weakly(scope.get("router") or _router_behind(app))
         self._request: dict[str, Any] = {
             "type": scope["type"],
             "method": scope.get("method", "GET"),
-            "headers": (),
+            "headers": _host_headers(scope.get("headers", ())),
             "path_params": {},
             **_original_paths(scope),
         }
 
     def template(self) -> str:
         """Match the routes from the outermost router inwards."""
-        router = self._router()
-        routes = getattr(router, "routes", None)
         try:
-            found = None if routes is None else _match(routes, self._request)
+            found = _match(getattr(self._router(), "routes", ()), self._request)
         except Exception:  # noqa: BLE001  (a route class of the user's may raise whatever it likes)
             found = None
         return UNMATCHED if found is None else found
@@ -51,23 +59,16 @@ class RouteLookup:
 
 def known_template(scope: AsgiScope) -> str | None:
     """Give the template where the ASGI scope tells it; `None` where the routes must be matched."""
-    if "endpoint" not in scope:
-        return UNMATCHED
     if "app_root_path" in scope:  # a mount was passed
         return None
-    return _own_template(scope.get("route"), scope)
+    return _included_path(scope) or _path(scope.get("route"))
 
 
-def _own_template(route: object, scope: Mapping[str, Any]) -> str | None:
-    """Give the template of a route within its application."""
+def _included_path(scope: Mapping[str, Any]) -> str | None:
+    """Give the path of a route of an included router: only this context knows the prefixes."""
     fastapi = scope.get("fastapi")
     context = fastapi.get("effective_route_context") if fastapi else None
-    if context is not None:  # the route of an included router: only this knows the prefixes
-        inner = getattr(context, "starlette_route", None)
-        path = _path(inner) or _path(context)
-        if path:
-            return path
-    return _path(route)
+    return _path(getattr(context, "starlette_route", None)) or _path(context)
 
 
 def _path(route: object) -> str | None:
@@ -77,7 +78,7 @@ def _path(route: object) -> str | None:
 
 def _match(routes: Iterable[Any], request: dict[str, Any]) -> str | None:
     partial: tuple[Any, dict[str, Any]] | None = None
-    for route in routes:
+    for route in _flattened(routes):
         match, child = route.matches(request)
         if match.value == _FULL_MATCH:
             return _template(route, {**request, **child})
@@ -86,15 +87,40 @@ def _match(routes: Iterable[Any], request: dict[str, Any]) -> str | None:
     return None if partial is None else _template(*partial)
 
 
+def _flattened(routes: Iterable[Any]) -> Iterator[Any]:
+    """Give the routes of included routers, which FastAPI keeps in a tree from 0.137 on."""
+    for route in routes:
+        contexts = getattr(route, "effective_route_contexts", None)
+        if contexts is None:
+            yield route
+        else:
+            yield from (context.starlette_route or context for context in contexts())
+
+
 def _template(route: Any, request: dict[str, Any]) -> str | None:  # noqa: ANN401  (any route class)
-    inner = getattr(request.get("endpoint"), "routes", None)
-    own = _own_template(route, request) or ""
-    if getattr(route, "endpoint", None) is not None or inner is None:
-        return own or None
-    # A mount, or a host: its endpoint is an application that has routes of its own.
-    request.pop("fastapi", None)
-    rest = _match(inner, request)
-    return None if rest is None else own.rstrip("/") + rest
+    own = _path(route)
+    if getattr(route, "endpoint", None) is not None:
+        return own
+    # A mount, or a host: its endpoint is an application, which may have routes of its own.
+    prefix = "" if own is None else own.removesuffix(_REST_OF_PATH)
+    router = _router_behind(request.get("endpoint"))
+    if router is None:
+        return prefix or "/"
+    rest = _match(router.routes, request)
+    return None if rest is None else prefix + rest
+
+
+def _router_behind(app: Any) -> Any:  # noqa: ANN401  (any ASGI application)
+    """Find what has the routes behind the middleware around it; `None` in other frameworks."""
+    for _ in range(_WRAPPED_AT_MOST):
+        routes: list[Any] | None = getattr(app, "routes", None)
+        # Other frameworks may call something else their routes; Starlette's can be matched.
+        if isinstance(routes, list) and all(hasattr(route, "matches") for route in routes[:1]):
+            return app
+        app = getattr(app, "app", None)
+        if app is None:
+            break
+    return None
 
 
 def _original_paths(scope: AsgiScope) -> dict[str, str]:
@@ -105,10 +131,14 @@ def _original_paths(scope: AsgiScope) -> dict[str, str]:
     """
     path, root_path = scope["path"], scope.get("root_path", "")
     base = scope.get("app_root_path", root_path)
-    passed = root_path.removeprefix(base)
-    if passed and not path.startswith(root_path):
-        path = passed + path
+    if _MOVES_PATHS.match(getattr(sys.modules.get("starlette"), "__version__", "")):
+        path = root_path.removeprefix(base) + path
     return {"path": path, "root_path": base}
+
+
+def _host_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Keep what routes by host need, and nothing else of the client's."""
+    return [header for header in headers if header[0] == b"host"]
 
 
 def _weakly(router: object) -> Any:  # noqa: ANN401  (whatever the framework put there)

@@ -132,10 +132,8 @@ class Checkouts:
             for key, hold in holds.copy().items():
                 if hold.guard is guard:
                     holds.pop(key, None)
-        for key, shared in self._shared.copy().items():
+        for shared in self._shared.copy().values():
             shared.holds = [hold for hold in shared.holds if hold.guard is not guard]
-            if not shared.holds:
-                self._shared.pop(key, None)
 
     # --- listeners --------------------------------------------------------------------------------
 
@@ -177,9 +175,10 @@ class Checkouts:
         record: ConnectionPoolEntry,
         reset_state: PoolResetState,  # noqa: ARG002  (the event's signature)
     ) -> None:
-        """One of several checkouts of one connection is being closed, or was collected."""
+        """One of several checkouts of one connection is being closed."""
         shared = self._shared.get(id(record))
-        if shared is not None:
+        # A collected proxy resets its connection, too; its finalizer has run before.
+        if shared is not None and not getattr(record, "needs_gc", False):
             try:
                 self._shared_returns(shared)
             except Exception as error:  # noqa: BLE001  (raising here invalidates the connection)
@@ -221,7 +220,7 @@ class Checkouts:
             hold.sync_in_async = not facts.is_async and running_loop() is not None
         self._open[hold.ref.number] = hold
         if facts.shares:
-            self._shared.setdefault(hold.record, _Shared()).holds.append(hold)
+            self._shared_of(hold.record, pool).holds.append(hold)
         else:
             self._by_record[hold.record] = hold
         guard.acquired(hold)
@@ -237,6 +236,13 @@ class Checkouts:
             facts = self._pools[id(pool)] = pool_facts(pool, frame)
             weakref.finalize(pool, self._pools.pop, id(pool), None).atexit = False
         return facts
+
+    def _shared_of(self, record: int, pool: Pool) -> _Shared:
+        shared = self._shared.get(record)
+        if shared is None:
+            shared = self._shared.setdefault(record, _Shared())
+            weakref.finalize(pool, self._shared.pop, record, None).atexit = False
+        return shared
 
     def _came_back(self, hold: Checkout) -> None:
         self._open.pop(hold.ref.number, None)

@@ -93,7 +93,7 @@ def _pool_name(pool: Pool, engine: Engine | None) -> str:
     if url.get_backend_name() == "sqlite":
         return _file_name(url.database)
     place = f"{url.host}:{url.port}" if url.port else url.host
-    return "/".join(part for part in (place, url.database) if part) or engine.name
+    return "/".join(part for part in (place, url.database) if part) or url.get_backend_name()
 
 
 def _file_name(database: str | None) -> str:

@@ -1,0 +1,364 @@
+"""A request or WebSocket connection opens and closes a scope, and the application never notices."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware, Scope, SettingsError
+from leakguard.core.scope import current_scope
+from leakguard.core.watch import WATCH
+from leakguard.sources.asgi import RequestScopes
+from tests.support import PATIENCE, Recorder
+
+QUERY = text("SELECT 1")
+Message = dict[str, Any]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Client:
+    """Calls an application the way a server does, and keeps what it sends."""
+
+    def __init__(self, app: App, **asgi: Any) -> None:
+        self.app = app
+        method = {} if asgi.get("type") == "websocket" else {"method": "GET"}
+        self.asgi = {
+            "type": "http",
+            **method,
+            "path": "/",
+            "headers": [],
+            "query_string": b"",
+            **asgi,
+        }
+        self.sent: list[Message] = []
+        self.incoming: list[Message] = [{"type": "http.request", "body": b""}]
+
+    async def receive(self) -> Message:
+        """Give the next message of the client."""
+        return self.incoming.pop(0) if self.incoming else {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the application."""
+        self.sent.append(message)
+
+    def run(self) -> None:
+        """Make the call."""
+        asyncio.run(self.call())
+
+    async def call(self) -> None:
+        """Make the call in the running loop."""
+        await self.app(self.asgi, self.receive, self.send)
+
+
+def middleware(app: App, guard: LeakGuard) -> App:
+    return LeakGuardMiddleware(app, guard=guard)
+
+
+async def respond(send: Any, *bodies: Message, status: int = 200) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    for body in bodies or ({"body": b""},):
+        await send({"type": "http.response.body", **body})
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    await respond(send)
+
+
+def only_scope(recorder: Recorder) -> Scope:
+    (scope,) = recorder.scopes_closed
+    return scope
+
+
+@pytest.mark.parametrize("kind", ["lifespan", "something new"])
+def test_other_types_are_handed_straight_on(
+    guard: LeakGuard, recorder: Recorder, kind: str
+) -> None:
+    """The lifespan and types that nobody knows yet get the server's own receive and send."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([scope, receive, send])
+
+    client = Client(middleware(app, guard), type=kind)
+    client.run()
+    assert seen == [client.asgi, client.receive, client.send]
+    assert recorder.scopes_opened == []
+
+
+@pytest.mark.parametrize("mode", ["off", "uninstalled"])
+def test_without_a_guard_everything_is_handed_straight_on(mode: str) -> None:
+    """In mode "off", and after an uninstallation, the middleware is not there."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([scope, receive, send])
+
+    guard = LeakGuard(mode="off" if mode == "off" else "testing")
+    client = Client(middleware(app, guard))
+    guard.uninstall()
+    client.run()
+    assert seen == [client.asgi, client.receive, client.send]
+
+
+def test_a_request_is_a_scope(guard: LeakGuard, recorder: Recorder) -> None:
+    """It has a method, a status and a duration, and is current while the application runs."""
+    current: list[Scope | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        current.append(current_scope.get())
+        await receive()
+        await respond(send, {"body": b"1", "more_body": True}, {"body": b"2"}, status=201)
+
+    client = Client(middleware(app, guard), method="POST")
+    client.run()
+    scope = only_scope(recorder)
+    assert current == [scope]
+    assert (scope.type, scope.method, scope.status) == ("http", "POST", 201)
+    assert (scope.exception, scope.cancelled) == (None, False)
+    assert scope.name == "POST unmatched"
+    assert scope.duration >= 0
+    assert [event.what for event in scope.events] == [
+        "request received",
+        "response started",
+        "last byte sent",
+        "scope closed",
+    ]
+    assert [message["type"] for message in client.sent] == [
+        "http.response.start",
+        "http.response.body",
+        "http.response.body",
+    ]
+
+
+def test_a_file_that_the_server_sends_is_a_last_byte(guard: LeakGuard, recorder: Recorder) -> None:
+    """The extension that hands a path to the server ends the response, too."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.pathsend", "path": "/srv/file"})
+
+    Client(middleware(app, guard)).run()
+    assert only_scope(recorder).responded_at is not None
+
+
+def test_an_exception_passes_unchanged(guard: LeakGuard, recorder: Recorder) -> None:
+    """The very exception comes out; the client will get a 500 for it."""
+    error = KeyError("missing")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise error
+
+    with pytest.raises(KeyError) as raised:
+        Client(middleware(app, guard)).run()
+    assert raised.value is error
+    scope = only_scope(recorder)
+    assert (scope.status, scope.exception, scope.cancelled) == (500, "KeyError", False)
+
+
+def test_an_exception_after_the_response_began_keeps_its_status(
+    guard: LeakGuard, recorder: Recorder
+) -> None:
+    """What was sent was sent."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send)
+        raise KeyError("too late")
+
+    with pytest.raises(KeyError):
+        Client(middleware(app, guard)).run()
+    assert only_scope(recorder).status == 200
+
+
+def test_a_cancellation_passes_unchanged(guard: LeakGuard, recorder: Recorder) -> None:
+    """A cancelled request is cancelled, and has no status."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise asyncio.CancelledError("by the server")
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError, match="by the server"):
+            await Client(middleware(app, guard)).call()
+
+    asyncio.run(main())
+    scope = only_scope(recorder)
+    assert (scope.status, scope.cancelled) == (None, True)
+
+
+def test_a_client_that_goes_away_early_cancels(guard: LeakGuard, recorder: Recorder) -> None:
+    """Gone before the last byte is a cancellation, gone after it is the usual end."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if scope["path"] == "/late":
+            await respond(send)
+        await receive()
+
+    Client(middleware(app, guard), path="/early").run()
+    Client(middleware(app, guard), path="/late").run()
+    assert [scope.cancelled for scope in recorder.scopes_closed] == [True, False]
+
+
+def test_a_websocket_is_a_scope(guard: LeakGuard, recorder: Recorder) -> None:
+    """It has no method, and a status only where it was refused."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+
+    Client(middleware(app, guard), type="websocket", path="/ws").run()
+    scope = only_scope(recorder)
+    assert (scope.type, scope.method, scope.status) == ("websocket", None, 403)
+    assert scope.name == "WEBSOCKET unmatched"
+
+
+def test_a_websocket_that_fails_has_no_status(guard: LeakGuard, recorder: Recorder) -> None:
+    """There is no response that a server could send."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise KeyError("gone")
+
+    client = Client(middleware(app, guard), type="websocket")
+    with pytest.raises(KeyError):
+        client.run()
+    assert only_scope(recorder).status is None
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_nested_middleware_finds_each_leak_once(engine: Engine, shared: bool) -> None:  # noqa: FBT001  (both cases)
+    """Sharing a guard or not: the innermost scope has the leak, the outer one has none."""
+    recorder = Recorder()
+    kept: list[Session] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        session = Session(engine)
+        await asyncio.to_thread(session.execute, QUERY)
+        kept.append(session)
+        await respond(send)
+
+    outer = LeakGuard(mode="testing", observers=[recorder])
+    inner = outer if shared else LeakGuard(mode="testing", observers=[recorder])
+    with outer, inner:
+        Client(middleware(middleware(app, inner), outer)).run()
+    leaks = [finding for finding in recorder.findings if finding.kind is FindingKind.LEAKED]
+    assert len(leaks) == 1
+    assert leaks[0].scope is recorder.scopes_opened[1]
+    assert len(recorder.scopes_closed) == 2
+    kept[0].invalidate()
+
+
+def test_a_connection_that_comes_back_late_is_noticed(recorder: Recorder, engine: Engine) -> None:
+    """Later than `late_after` seconds after the last byte, and taken before it."""
+    guard = LeakGuard(mode="testing", observers=[recorder], late_after=0.0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        def close() -> None:
+            session.close()
+            with engine.connect():  # taken and given back after the response: fine
+                pass
+
+        session = Session(engine)
+        await asyncio.to_thread(session.execute, QUERY)
+        await respond(send)
+        await asyncio.to_thread(close)
+
+    Client(middleware(app, guard)).run()
+    guard.uninstall()
+    (finding,) = recorder.findings
+    assert finding.kind is FindingKind.RETURNED_LATE
+    assert finding.evidence.late_by is not None
+    assert finding.evidence.late_by > 0
+
+
+def test_in_time_is_not_late(guard: LeakGuard, recorder: Recorder, engine: Engine) -> None:
+    """A background task that is quick enough is nothing to mention."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        session = Session(engine)
+        await asyncio.to_thread(session.execute, QUERY)
+        await respond(send)
+        await asyncio.to_thread(session.close)
+
+    Client(middleware(app, guard)).run()
+    assert recorder.findings == []
+
+
+def test_a_guard_that_goes_in_the_middle_of_a_request_is_gone(
+    recorder: Recorder, engine: Engine
+) -> None:
+    """What an uninstalled guard had in hand is not judged any more."""
+    guard = LeakGuard(mode="testing", observers=[recorder])
+    kept: list[Session] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        session = Session(engine)
+        await asyncio.to_thread(session.execute, QUERY)
+        kept.append(session)
+        guard.uninstall()
+
+    Client(middleware(app, guard)).run()
+    assert recorder.findings == []
+    kept[0].invalidate()
+
+
+def test_the_guard_of_an_application_that_is_gone_is_uninstalled(
+    guard: LeakGuard, engine: Engine
+) -> None:
+    """A test suite that makes a thousand applications does not pile up their guards."""
+    app = LeakGuardMiddleware(answer, mode="testing")
+    own = app.guard
+    assert own.installed
+    with guard.scope("job"), engine.connect():  # so that the watch runs
+        pass
+    del app
+    gc.collect()
+    done = threading.Event()
+    WATCH.post(done.set)
+    assert done.wait(PATIENCE)
+    assert not own.installed
+
+
+def test_a_guard_that_was_given_needs_no_options() -> None:
+    """A guard and options beside it contradict each other."""
+    with pytest.raises(SettingsError, match="mode='testing' is not allowed: the guard that"):
+        LeakGuardMiddleware(answer, guard=LeakGuard(mode="off"), mode="testing")
+    with pytest.raises(SettingsError, match="guard='production' is not allowed"):
+        LeakGuardMiddleware(answer, guard="production")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
+
+
+def test_the_core_middleware_takes_any_guard(guard: LeakGuard, recorder: Recorder) -> None:
+    """`RequestScopes` is the middleware without the wiring."""
+    Client(RequestScopes(answer, guard)).run()
+    assert len(recorder.scopes_closed) == 1
+
+
+def test_the_request_is_not_kept(guard: LeakGuard, recorder: Recorder) -> None:
+    """A scope that outlives its request keeps neither its headers nor its application."""
+
+    def endpoint(request: Request) -> Response:
+        return PlainTextResponse(request.url.path)
+
+    app = Starlette(routes=[Route("/items/{item_id}", endpoint)])
+    secret = b"a secret header"
+    client = Client(middleware(app, guard), path="/items/7", headers=[(b"authorization", secret)])
+    client.run()
+    scope = only_scope(recorder)
+    assert scope.name == "GET /items/{item_id}"
+    assert scope.endpoint is endpoint.__code__
+    seen = set[int]()
+    pending: list[Any] = [getattr(scope, name, None) for name in type(scope).__slots__]  # type: ignore[attr-defined]
+    while pending:
+        one = pending.pop()
+        if id(one) not in seen and isinstance(one, dict | list | tuple):
+            seen.add(id(one))
+            pending.extend(gc.get_referents(one))
+        assert one is not secret

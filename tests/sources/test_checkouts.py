@@ -1,0 +1,417 @@
+"""Connections leave pools of every class and come back in every way."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, Pool, create_engine, event, text
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import (
+    AssertionPool,
+    NullPool,
+    PoolProxiedConnection,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
+
+from leakguard import FindingKind, LeakGuard
+from leakguard.sources.sqlalchemy import SQLALCHEMY
+from tests.support import Recorder
+
+POOLS = [QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool]
+
+
+@pytest.fixture(params=POOLS, ids=lambda pool: pool.__name__)
+def any_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """Give an engine with a pool of every class."""
+    url = f"sqlite:///{tmp_path / 'any.db'}"
+    engine = create_engine(url, poolclass=request.param, connect_args={"check_same_thread": False})
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(autouse=True)
+def collected_before() -> None:
+    """Collect what other tests left, so that it is not collected in the middle of one."""
+    gc.collect()
+
+
+def test_what_is_closed_is_clean(guard: LeakGuard, recorder: Recorder, any_engine: Engine) -> None:
+    """A connection that is closed leads to no finding."""
+    with guard.scope("job"):
+        for _ in range(3):
+            with any_engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+            raw = any_engine.raw_connection()
+            raw.close()
+    assert recorder.findings == []
+    assert recorder.holds_acquired == recorder.holds_released
+    assert guard.open_holds() == ()
+
+
+def test_what_is_kept_has_leaked(guard: LeakGuard, recorder: Recorder, any_engine: Engine) -> None:
+    """A connection that is still out is found, and resolved when it is closed after all."""
+    with guard.scope("job"):
+        connection = any_engine.connect()
+    assert recorder.kinds == [FindingKind.LEAKED]
+    connection.close()
+    recorder.wait_for(lambda: recorder.resolutions)
+    assert guard.open_holds() == ()
+
+
+def test_what_is_dropped_is_reclaimed(
+    guard: LeakGuard, recorder: Recorder, any_engine: Engine
+) -> None:
+    """A connection that nobody refers to is found as reclaimed, whatever the pool does with it."""
+    with guard.scope("job"):
+        any_engine.raw_connection()
+    assert recorder.kinds == [FindingKind.RECLAIMED]
+    recorder.wait_for(lambda: recorder.holds_released)
+    assert guard.open_holds() == ()
+
+
+def test_nested_connects_of_one_thread_are_one_checkout(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """A `SingletonThreadPool` gives its thread the connection that it has."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'one.db'}", poolclass=SingletonThreadPool)
+    with guard.scope("job"), engine.connect(), engine.connect():
+        pass
+    assert recorder.findings == []
+    assert len(recorder.holds_acquired) == 1
+    engine.dispose()
+
+
+def test_checkouts_of_one_static_connection_are_not_nested(
+    guard: LeakGuard, recorder: Recorder
+) -> None:
+    """Two checkouts of the same connection cannot wait for each other."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with guard.scope("job"), engine.connect(), engine.connect():
+        pass
+    assert recorder.findings == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_static_pool_tells_its_checkouts_apart(
+    guard: LeakGuard, recorder: Recorder, seed: int
+) -> None:
+    """However many are out at once and in whatever order they go, the dropped ones are named."""
+    rng = random.Random(seed)  # noqa: S311  (a test's dice)
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    kept: list[PoolProxiedConnection] = []
+    out: list[PoolProxiedConnection] = []
+    dropped = 0
+    with guard.scope("job"):
+        for _ in range(30):
+            action = rng.choice(["take", "take", "close", "close and keep", "drop"])
+            if action == "take" or not out:
+                out.append(engine.raw_connection())
+                continue
+            connection = out.pop(rng.randrange(len(out)))
+            if action == "drop":
+                dropped += 1
+            else:
+                connection.close()
+            if action == "close and keep":
+                kept.append(connection)
+            del connection
+    kinds = recorder.kinds
+    assert kinds.count(FindingKind.RECLAIMED) == dropped
+    assert kinds.count(FindingKind.LEAKED) == len(out)
+    assert len(kinds) == dropped + len(out)
+    for connection in out:
+        connection.close()
+    assert guard.open_holds() == ()
+    engine.dispose()
+
+
+def invalidated(connection: PoolProxiedConnection) -> None:
+    connection.invalidate()
+
+
+def softly_invalidated(connection: PoolProxiedConnection) -> None:
+    connection.invalidate(soft=True)
+    connection.close()
+
+
+def detached_and_closed(connection: PoolProxiedConnection) -> None:
+    connection.detach()
+    connection.close()
+
+
+def detached_and_invalidated(connection: PoolProxiedConnection) -> None:
+    connection.detach()
+    connection.invalidate()
+
+
+@pytest.mark.parametrize(
+    "end", [invalidated, softly_invalidated, detached_and_closed, detached_and_invalidated]
+)
+def test_other_ways_back_are_clean(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, end: Any
+) -> None:
+    """Invalidating, and detaching with a close, are ways to give a connection up properly."""
+    with guard.scope("job"):
+        connection = engine.raw_connection()
+        end(connection)
+    assert recorder.findings == []
+    assert guard.open_holds() == ()
+
+
+def test_detached_and_kept_has_leaked(guard: LeakGuard, recorder: Recorder, engine: Engine) -> None:
+    """A detached connection has left its pool, and somebody must close it all the same."""
+    with guard.scope("job"):
+        connection = engine.raw_connection()
+        connection.detach()
+    assert recorder.kinds == [FindingKind.LEAKED]
+    connection.close()
+    recorder.wait_for(lambda: recorder.resolutions)
+
+
+def test_detached_and_dropped_is_reclaimed(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A detached connection that is dropped fires no event, and is found."""
+    with guard.scope("job"):
+        engine.raw_connection().detach()
+    assert recorder.kinds == [FindingKind.RECLAIMED]
+    hold = recorder.findings[0].hold
+    assert hold is not None
+    assert hold.lost_when_collected
+
+
+def test_dispose_while_out_is_clean(guard: LeakGuard, recorder: Recorder, engine: Engine) -> None:
+    """A connection of a pool that was disposed of meanwhile is closed like any other."""
+    with guard.scope("job"):
+        connection = engine.connect()
+        engine.dispose()
+        with engine.connect():
+            pass
+        connection.close()
+    assert recorder.findings == []
+
+
+def test_recycled_connections_are_clean(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """`pool_recycle` and `pool_pre_ping` reconnect without a finding."""
+    engine = create_engine(
+        f"sqlite:///{tmp_path / 'recycled.db'}", pool_recycle=0, pool_pre_ping=True
+    )
+    with guard.scope("job"):
+        for _ in range(3):
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+    assert recorder.findings == []
+    assert len(recorder.holds_released) == 3
+    engine.dispose()
+
+
+def test_a_reconnect_that_a_listener_asks_for_is_one_checkout(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """`DisconnectionError` fires the event twice for one proxy: one hold, one return."""
+    refusals = [DisconnectionError()]
+
+    @event.listens_for(engine, "checkout")
+    def refuse_once(*_: object) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    with guard.scope("job"), engine.connect():
+        pass
+    assert recorder.findings == []
+    assert len(recorder.holds_acquired) == 1
+    assert guard.open_holds() == ()
+
+
+def test_a_checkout_that_a_listener_refuses_is_no_hold(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Another listener's exception reaches the caller, and nothing stays open."""
+
+    @event.listens_for(engine, "checkout")
+    def refuse(*_: object) -> None:
+        raise KeyError("refused")
+
+    with guard.scope("job"), pytest.raises(KeyError, match="refused"):
+        engine.connect()
+    assert recorder.findings == []
+    assert guard.open_holds() == ()
+
+
+def test_a_failed_connect_is_no_hold(guard: LeakGuard, recorder: Recorder, engine: Engine) -> None:
+    """A `checkin` without a `checkout` is nothing to us."""
+    with engine.connect() as connection:
+        connection.invalidate()
+
+    @event.listens_for(engine, "connect")
+    def fail(*_: object) -> None:
+        raise OSError("no route to host")
+
+    with guard.scope("job"), pytest.raises(OSError, match="no route"):
+        engine.connect()
+    assert guard.open_holds() == ()
+    assert recorder.findings == []
+
+
+def test_a_pool_without_an_engine_is_named_after_its_class(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """A pool that somebody uses on its own is watched, and has some name."""
+    import sqlite3  # noqa: PLC0415  (only here)
+
+    pool = QueuePool(lambda: sqlite3.connect(tmp_path / "alone.db"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a DBAPI connection, in older words
+    with guard.scope("job"):
+        connection = pool.connect()
+    assert [finding.pool for finding in recorder.findings] == ["QueuePool"]
+    connection.close()
+    pool.dispose()
+
+
+def test_a_second_connection_is_a_nested_checkout(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Two connections of one pool at once are worth a notice, on the second one."""
+    with guard.scope("job"), engine.connect() as first, engine.connect() as second:
+        assert first is not second
+    assert recorder.kinds == [FindingKind.NESTED_CHECKOUT]
+    assert recorder.findings[0].hold is recorder.holds_acquired[1]
+
+
+def test_connections_of_two_pools_are_not_nested(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, tmp_path: Path
+) -> None:
+    """One connection each of two pools is no deadlock in the making."""
+    other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    with guard.scope("job"), engine.connect(), other.connect():
+        pass
+    assert recorder.findings == []
+    other.dispose()
+
+
+def test_one_connection_after_the_other_is_not_nested(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A scope may take as many connections as it likes, one at a time."""
+    with guard.scope("job"):
+        for _ in range(3):
+            with engine.connect():
+                pass
+    assert recorder.findings == []
+
+
+def test_a_leak_tells_how_full_the_pool_is(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """The report counts what is out, what may be, and how much of it is from the same line."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'full.db'}", pool_size=3, max_overflow=2)
+    with guard.scope("job"):
+        kept = [engine.connect() for _ in range(2)]
+        kept.append(engine.connect())
+    (usage,) = {finding.usage for finding in recorder.findings if finding.usage.same_line == 1}  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]  # every connection has one
+    assert usage is not None
+    assert (usage.out, usage.capacity) == (3, 5)
+    for connection in kept:
+        connection.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "options", [{"poolclass": NullPool}, {"pool_size": 1, "max_overflow": -1}], ids=str
+)
+def test_a_pool_without_a_limit_has_no_capacity(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Where a pool has no limit, or does not count, the report claims none."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'unlimited.db'}", **options)
+    with guard.scope("job"):
+        connection = engine.connect()
+    usage = recorder.findings[0].usage
+    assert usage is not None
+    assert usage.capacity is None
+    connection.close()
+    engine.dispose()
+
+
+def test_a_pool_that_is_gone_has_no_usage(guard: LeakGuard, recorder: Recorder) -> None:
+    """A finding does not keep an engine or its pool alive."""
+    engine = create_engine("sqlite://")
+    pool: Pool = engine.pool
+    with guard.scope("job"):
+        connection = engine.connect()
+    hold = recorder.findings[0].hold
+    assert hold is not None
+    assert hold.usage is not None
+    connection.close()
+    engine.dispose()
+    del connection, engine, pool
+    gc.collect()
+    assert hold.usage is None
+
+
+def test_a_fault_of_ours_does_not_reach_the_caller(
+    guard: LeakGuard,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever goes wrong in our listeners is logged once, and the application goes on."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to break it
+    static = create_engine("sqlite://", poolclass=StaticPool)
+    with guard.scope("job"), static.connect(), static.connect():
+        monkeypatch.setattr(checkouts, "_checked_out", fail)
+        monkeypatch.setattr(checkouts, "_shared_returns", fail)
+        for _ in range(2):
+            with engine.connect() as connection:
+                assert connection.execute(text("SELECT 1")).scalar() == 1
+    faults = [record for record in caplog.records if record.name == "leakguard"]
+    assert len(faults) <= 1
+    assert all("not affected" in record.getMessage() for record in faults)
+    static.dispose()
+
+
+def test_nothing_is_remembered_of_what_came_back(guard: LeakGuard, any_engine: Engine) -> None:
+    """After a thousand connections the source knows as much as before."""
+    checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+    with guard.scope("job"):
+        for number in range(1000):
+            connection = any_engine.raw_connection()
+            if number % 3 == 0:
+                connection.detach()
+            if number % 2 == 0:
+                connection.close()
+            del connection
+    remembered = [
+        value for name, value in vars(checkouts).items() if name in {"_open", "_by_record"}
+    ]
+    assert remembered == [{}, {}]
+
+
+def test_another_driver_s_connection_has_no_pid(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """SQLite has no server process; what a dead connection knows is not asked."""
+    with guard.scope("job"):
+        connection = engine.connect()
+    hold = recorder.findings[0].hold
+    assert hold is not None
+    assert hold.backend_pid is None
+    assert hold.in_transaction is False
+    connection.close()
+    del connection
+    gc.collect()
+    assert hold.backend_pid is None
+    assert hold.in_transaction is None

@@ -1,0 +1,312 @@
+"""The template of the route that answered, and nothing of what the client asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import starlette
+from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Host, Match, Mount, Route, Router, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from leakguard import LeakGuard, LeakGuardMiddleware
+from leakguard.sources.asgi import RequestScopes
+from tests.support import Recorder
+
+VALUE = "client-value"
+"""What clients put into paths; it must never come out."""
+
+
+async def endpoint(request: Request) -> Response:
+    return PlainTextResponse("fine")
+
+
+async def socket(websocket: WebSocket) -> None:
+    await websocket.accept()
+    await websocket.close()
+
+
+async def opaque(scope: Any, receive: Any, send: Any) -> None:
+    await PlainTextResponse("fine")(scope, receive, send)
+
+
+class Items(HTTPEndpoint):
+    """An endpoint that is a class."""
+
+    async def get(self, request: Request) -> Response:
+        """Answer."""
+        return PlainTextResponse("fine")
+
+
+def starlette_app() -> Starlette:
+    tenant = Router(
+        [
+            Route("/orders/{order_id:int}", endpoint),
+            Mount("/{kind}", routes=[Route("/deep", endpoint)]),
+        ]
+    )
+    return Starlette(
+        routes=[
+            Host("{client}.example.org", Router([Route("/hosted/{page}", endpoint)])),
+            Route("/items/{item_id}", endpoint, methods=["GET"]),
+            Route("/class/{item_id}", Items),
+            Route("/files/{path:path}", endpoint),
+            Mount("/static", opaque),
+            Mount("/v1", routes=[Route("/items/{item_id}", endpoint), Route("/", endpoint)]),
+            Mount("/tenants/{tenant}", tenant),
+            Mount(
+                "/wrapped",
+                Starlette(
+                    routes=[Route("/items/{item_id}", endpoint)],
+                    middleware=[Middleware(PassThrough)],
+                ),
+            ),
+            WebSocketRoute("/ws/{room}", socket),
+        ]
+    )
+
+
+class PassThrough:
+    """Middleware that hands a copy of the ASGI scope on."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Hand a copy on."""
+        await self.app(dict(scope), receive, send)
+
+
+def fastapi_app() -> FastAPI:
+    inner = APIRouter(prefix="/inner/{group}")
+    outer = APIRouter(prefix="/outer")
+
+    @inner.get("/leaf/{leaf_id}")
+    def leaf(group: str, leaf_id: str) -> str:
+        return "fine"
+
+    @inner.websocket("/ws/{room}")
+    async def room(websocket: WebSocket, group: str, room: str) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    outer.include_router(inner, prefix="/between")
+    app = FastAPI()
+    app.include_router(outer, prefix="/api")
+
+    @app.get("/items/{item_id}")
+    def item(item_id: str) -> str:
+        return "fine"
+
+    @app.get("/numbers/{number}")
+    def number(number: int) -> str:
+        return "fine"
+
+    child = FastAPI()
+    child.include_router(outer, prefix="/child")
+    app.mount("/sub/{tenant}", child)
+    return app
+
+
+def request(app: Any, path: str, kind: str = "http", **asgi: Any) -> None:
+    """Call `app` the way a server does."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect" if kind == "websocket" else "http.request"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {
+        "type": kind,
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "headers": [(b"host", b"test")],
+        "query_string": f"q={VALUE}".encode(),
+        **({"method": "GET"} if kind == "http" else {"subprotocols": []}),
+        **asgi,
+    }
+    asyncio.run(app(scope, receive, send))
+
+
+def name_of(app: Any, recorder: Recorder) -> str:
+    (scope,) = recorder.scopes_closed
+    return scope.name
+
+
+STARLETTE = [
+    (f"/items/{VALUE}", {}, "GET /items/{item_id}"),
+    (f"/items/{VALUE}", {"method": "POST"}, "POST /items/{item_id}"),  # 405
+    (f"/items/{VALUE}/", {}, "GET unmatched"),  # redirected
+    (f"/class/{VALUE}", {}, "GET /class/{item_id}"),
+    (f"/files/a/b/{VALUE}", {}, "GET /files/{path}"),
+    (f"/nowhere/{VALUE}", {}, "GET unmatched"),
+    (f"/static/{VALUE}.css", {}, "GET /static"),
+    (f"/v1/items/{VALUE}", {}, "GET /v1/items/{item_id}"),
+    ("/v1/", {}, "GET /v1/"),
+    (f"/v1/nowhere/{VALUE}", {}, "GET unmatched"),
+    (f"/tenants/{VALUE}/orders/12345", {}, "GET /tenants/{tenant}/orders/{order_id}"),
+    (f"/tenants/{VALUE}/{VALUE}/deep", {}, "GET /tenants/{tenant}/{kind}/deep"),
+    ("/tenants/tenants/orders/deep/deep", {}, "GET unmatched"),
+    (f"/wrapped/items/{VALUE}", {}, "GET /wrapped/items/{item_id}"),
+    (f"/ws/{VALUE}", {"kind": "websocket"}, "WEBSOCKET /ws/{room}"),
+    (
+        f"/hosted/{VALUE}",
+        {"headers": [(b"host", f"{VALUE}.example.org".encode())]},
+        "GET /hosted/{page}",
+    ),
+]
+
+FASTAPI = [
+    (f"/items/{VALUE}", {}, "GET /items/{item_id}"),
+    (f"/numbers/{VALUE}", {}, "GET /numbers/{number}"),  # 422
+    (
+        f"/api/outer/between/inner/{VALUE}/leaf/{VALUE}",
+        {},
+        "GET /api/outer/between/inner/{group}/leaf/{leaf_id}",
+    ),
+    (
+        f"/api/outer/between/inner/{VALUE}/ws/{VALUE}",
+        {"kind": "websocket"},
+        "WEBSOCKET /api/outer/between/inner/{group}/ws/{room}",
+    ),
+    (
+        f"/sub/{VALUE}/child/outer/between/inner/{VALUE}/leaf/{VALUE}",
+        {},
+        "GET /sub/{tenant}/child/outer/between/inner/{group}/leaf/{leaf_id}",
+    ),
+    (f"/sub/{VALUE}/nowhere", {}, "GET unmatched"),
+]
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["added", "around"])
+@pytest.mark.parametrize(
+    "make, path, asgi, name",
+    [
+        *((starlette_app, *case) for case in STARLETTE),
+        *((fastapi_app, *case) for case in FASTAPI),
+    ],
+)
+def test_the_template_is_named(  # noqa: PLR0913, PLR0917  (the columns of the tables above)
+    guard: LeakGuard,
+    recorder: Recorder,
+    make: Any,
+    path: str,
+    asgi: dict[str, Any],
+    name: str,
+    inside: bool,  # noqa: FBT001  (a parameter of the table)
+) -> None:
+    """Added to the application or put around it, the template is the same, and complete."""
+    app = make()
+    if inside:
+        app.add_middleware(LeakGuardMiddleware, guard=guard)
+    else:
+        app = LeakGuardMiddleware(app, guard=guard)
+    request(app, path, **asgi)
+    assert name_of(app, recorder) == name
+    assert VALUE not in repr(recorder.scopes_closed)
+
+
+def test_the_name_is_known_while_the_request_runs(guard: LeakGuard, recorder: Recorder) -> None:
+    """An observer that asks before the end gets the template as soon as the route is known."""
+    names: list[str] = []
+
+    async def asking(request: Request) -> Response:
+        names.append(recorder.scopes_opened[0].name)
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Mount("/v1", routes=[Route("/items/{item_id}", asking)])])
+    request(LeakGuardMiddleware(app, guard=guard), f"/v1/items/{VALUE}")
+    assert names == ["GET /v1/items/{item_id}"]
+
+
+def test_a_root_path_is_no_part_of_the_template(guard: LeakGuard, recorder: Recorder) -> None:
+    """Where a proxy puts the application is not the application's route."""
+    app = LeakGuardMiddleware(starlette_app(), guard=guard)
+    modern = not starlette.__version__.startswith(("0.1", "0.2", "0.30", "0.31", "0.32"))
+    path = "/proxied/v1/items/1" if modern else "/v1/items/1"
+    request(app, path, root_path="/proxied")
+    assert name_of(app, recorder) == "GET /v1/items/{item_id}"
+
+
+def test_middleware_in_a_mounted_application_knows_the_whole_route(
+    guard: LeakGuard, recorder: Recorder
+) -> None:
+    """The template begins at the outermost router, wherever the middleware is."""
+    child = Starlette(routes=[Route("/items/{item_id}", endpoint)])
+    child.add_middleware(LeakGuardMiddleware, guard=guard)
+    request(Starlette(routes=[Mount("/{tenant}", child)]), f"/{VALUE}/items/1")
+    assert name_of(child, recorder) == "GET /{tenant}/items/{item_id}"
+
+
+class Stubborn(BaseRoute):
+    """A route class of somebody's that fails when it is asked once more."""
+
+    asked = 0
+
+    def matches(self, scope: Any) -> Any:
+        """Match the first time."""
+        self.asked += 1
+        if self.asked > 1:
+            raise RuntimeError("asked again")
+        return Match.FULL, {"endpoint": opaque, "app_root_path": ""}
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer."""
+        await opaque(scope, receive, send)
+
+
+def test_a_route_that_cannot_be_matched_again_is_unmatched(
+    guard: LeakGuard, recorder: Recorder
+) -> None:
+    """A route class that raises does not get in the way."""
+    app = LeakGuardMiddleware(Starlette(routes=[Stubborn()]), guard=guard)
+    request(app, f"/{VALUE}")
+    assert name_of(app, recorder) == "GET unmatched"
+
+
+class Slotted:
+    """A router of another framework that cannot be referred to weakly."""
+
+    __slots__ = ("routes",)
+
+
+def test_other_frameworks_have_no_routes_of_ours(guard: LeakGuard, recorder: Recorder) -> None:
+    """Whatever another framework calls its routes is not touched."""
+
+    async def framework(scope: Any, receive: Any, send: Any) -> None:
+        scope["router"] = Slotted()
+        await opaque(scope, receive, send)
+
+    framework.routes = ["not", "Starlette's"]  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]  # as they do
+    app = RequestScopes(framework, guard)
+    request(app, f"/{VALUE}")
+    assert name_of(app, recorder) == "GET unmatched"
+
+
+def test_an_endless_chain_of_middleware_ends(guard: LeakGuard, recorder: Recorder) -> None:
+    """Something whose `app` is itself is not searched for ever."""
+
+    class Loop:
+        """An application that wraps itself."""
+
+        @property
+        def app(self) -> Loop:
+            return self
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            """Answer."""
+            await opaque(scope, receive, send)
+
+    app = RequestScopes(Loop(), guard)
+    request(app, f"/{VALUE}")
+    assert name_of(app, recorder) == "GET unmatched"

@@ -1,0 +1,453 @@
+"""Sessions of every kind are followed from construction to close, and linked to checkouts."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlmodel import Session as SQLModelSession
+
+from leakguard import Finding, FindingKind, LeakGuard, allow
+from leakguard.sources.sqlalchemy import SQLALCHEMY
+from tests.support import Recorder, line_marked
+
+QUERY = text("SELECT 1")
+HERE = sys.modules[__name__]
+
+
+class OwnSession(Session):
+    """A session class of the user's, with an `__init__` of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own = True
+
+
+class OwnAsyncSession(AsyncSession):
+    """An async session class of the user's, with an `__init__` of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own = True
+
+
+class Repository:
+    """A class of the user's that is no session and constructs one in its `__init__`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.session = Session(engine)  # in repository
+
+
+@pytest.fixture
+def async_engine(tmp_path: Path) -> Iterator[AsyncEngine]:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'async.db'}")
+    yield engine
+    asyncio.run(engine.dispose())
+
+
+def sites(finding: Finding) -> tuple[int | None, int | None]:
+    hold = finding.hold
+    assert hold is not None
+    created, acquired = hold.created_at, hold.acquired_at
+    return created and created.line, acquired and acquired.line  # type: ignore[return-value]  # mypy: a site is true
+
+
+def test_every_kind_of_session_names_its_construction(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """The line that constructs is the user's line, whatever class or factory they use."""
+    factory = sessionmaker(engine)
+    registry = scoped_session(factory)
+    with guard.scope("job"):
+        sessions: list[Any] = [
+            Session(engine),  # plain
+            factory(),  # factory
+            registry(),  # registry
+            SQLModelSession(engine),  # sqlmodel
+            OwnSession(engine),  # own class
+            Repository(engine).session,
+        ]
+        for session in sessions:
+            session.execute(QUERY)  # checkout
+    markers = ["plain", "factory", "registry", "sqlmodel", "own class", "in repository"]
+    checkout = line_marked(HERE, "checkout")
+    leaks = [finding for finding in recorder.findings if finding.kind is FindingKind.LEAKED]
+    assert [sites(leak) for leak in leaks] == [
+        (line_marked(HERE, marker), checkout) for marker in markers
+    ]
+    for session in sessions:
+        session.close()
+    registry.remove()
+
+
+def test_every_kind_of_async_session_names_its_construction(
+    guard: LeakGuard, recorder: Recorder, async_engine: AsyncEngine
+) -> None:
+    """Across the greenlet that SQLAlchemy works in, the user's awaiting line is found."""
+
+    async def main() -> None:
+        factory = async_sessionmaker(async_engine)
+        registry = async_scoped_session(factory, scopefunc=asyncio.current_task)
+        async with guard.scope("job"):
+            sessions = [
+                AsyncSession(async_engine),  # async plain
+                factory(),  # async factory
+                registry(),  # async registry
+                OwnAsyncSession(async_engine),  # async own class
+            ]
+            for session in sessions:
+                await session.execute(QUERY)  # async checkout
+        for session in sessions:
+            await session.close()
+        await registry.remove()
+
+    asyncio.run(main())
+    markers = ["async plain", "async factory", "async registry", "async own class"]
+    checkout = line_marked(HERE, "async checkout")
+    leaks = [finding for finding in recorder.findings if finding.kind is FindingKind.LEAKED]
+    assert [sites(leak) for leak in leaks] == [
+        (line_marked(HERE, marker), checkout) for marker in markers
+    ]
+
+
+def test_correct_use_of_every_kind_is_clean(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Whatever closes its sessions is left in peace."""
+    factory = sessionmaker(engine)
+    registry = scoped_session(factory)
+    with guard.scope("job"):
+        with Session(engine) as session:
+            session.execute(QUERY)
+            with session.begin_nested():
+                session.execute(QUERY)
+        with factory.begin() as session:
+            session.execute(QUERY)
+        registry().execute(QUERY)
+        registry.remove()
+        with SQLModelSession(engine) as session, session.no_autoflush:
+            session.execute(QUERY)
+        with OwnSession(engine) as session:
+            session.execute(QUERY)
+            session.commit()
+            session.execute(QUERY)
+            session.rollback()
+            session.execute(QUERY)
+    assert recorder.findings == []
+    assert guard.open_holds() == ()
+
+
+def test_correct_use_of_every_async_kind_is_clean(
+    guard: LeakGuard, recorder: Recorder, async_engine: AsyncEngine
+) -> None:
+    """Asynchronous sessions and connections that are closed are left in peace."""
+
+    async def main() -> None:
+        async with guard.scope("job"):
+            async with AsyncSession(async_engine) as session:
+                await session.execute(QUERY)
+                await session.run_sync(lambda sync: sync.execute(QUERY))
+            async with async_sessionmaker(async_engine).begin() as session:
+                await session.execute(QUERY)
+            async with async_engine.begin() as connection:
+                await connection.execute(QUERY)
+
+    asyncio.run(main())
+    assert recorder.findings == []
+    assert guard.open_holds() == ()
+
+
+def test_a_session_that_keeps_no_connection_is_unclosed(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A committed session that nobody closed is untidy, and names its construction."""
+    with guard.scope("job"):
+        session = Session(engine)  # untidy
+        session.execute(QUERY)
+        session.commit()
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+    assert sites(recorder.findings[0]) == (line_marked(HERE, "untidy"), None)
+    session.close()
+
+
+def test_a_dropped_unclosed_session_is_the_same(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """That the garbage collector took the session meanwhile makes no difference."""
+    with guard.scope("job"):
+        Session(engine).commit()
+        gc.collect()
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+
+
+def test_leaving_no_autoflush_closes_nothing(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """`with Session(...).no_autoflush as session` looks like a close and is none."""
+    with guard.scope("job"):
+        with Session(engine).no_autoflush as session:
+            session.execute(QUERY)
+    assert recorder.kinds == [FindingKind.LEAKED]
+    session.close()
+
+
+def test_a_session_may_be_used_again_after_close(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Closed, used again and closed again is clean; left open then, the report says so."""
+    with guard.scope("clean"):
+        session = Session(engine)
+        for _ in range(3):
+            session.execute(QUERY)
+            session.close()
+    assert recorder.findings == []
+    with guard.scope("leaking"):
+        session = Session(engine)
+        session.execute(QUERY)
+        session.close()
+        session.execute(QUERY)
+    (finding,) = recorder.findings
+    assert finding.kind is FindingKind.LEAKED
+    assert finding.hint.cause is not None
+    assert "used again after close()" in finding.hint.cause
+    session.close()
+
+
+def generator_db(engine: Engine) -> Iterator[Session]:
+    """Give a session the way a dependency does, quite correctly."""
+    with Session(engine) as session:
+        yield session
+
+
+def test_next_of_a_generator_is_explained(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """`next(get_db())` closes at once, and the report says what happened."""
+    with guard.scope("job"):
+        session = next(generator_db(engine))
+        session.execute(QUERY)
+    (finding,) = recorder.findings
+    assert finding.hint.cause is not None
+    assert "next(generator_db())" in finding.hint.cause
+    session.close()
+
+
+def test_use_after_commit_is_explained(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A connection that was taken again after `commit()` is told as such."""
+    with guard.scope("job"):
+        session = Session(engine)
+        session.execute(QUERY)
+        session.commit()
+        session.execute(QUERY)
+    (finding,) = recorder.findings
+    assert finding.hint.cause is not None
+    assert "commit() or rollback()" in finding.hint.cause
+    session.close()
+
+
+def test_a_connection_that_was_handed_to_a_session_is_not_the_session_s(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """The one who checked a connection out answers for it, not the session bound to it."""
+    with guard.scope("job"):
+        connection = engine.connect()  # handed over
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            session.execute(QUERY)
+            session.commit()
+    (finding,) = recorder.findings
+    assert sites(finding) == (None, line_marked(HERE, "handed over"))
+    connection.close()
+
+
+def test_the_scope_of_the_session_owns_the_connection(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A session of an outer scope that is used in an inner one is judged with the outer one."""
+    with guard.scope("test"):
+        with Session(engine) as session:
+            with guard.scope("request"):
+                session.execute(QUERY)
+            assert recorder.findings == []
+        leaking = Session(engine)
+        with guard.scope("another request"):
+            leaking.execute(QUERY)
+        assert recorder.findings == []
+    (finding,) = recorder.findings
+    assert finding.scope is not None
+    assert finding.scope.name == "test"
+    leaking.close()
+
+
+def test_once_that_scope_has_ended_the_innermost_one_owns_it(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A session that outlived its scope burdens the scope that uses it."""
+    with guard.scope("first"):
+        session = Session(engine)
+    recorder.findings.clear()
+    with guard.scope("second"):
+        session.execute(QUERY)
+    (finding,) = recorder.findings
+    assert finding.kind is FindingKind.LEAKED
+    assert finding.scope is not None
+    assert finding.scope.name == "second"
+    session.close()
+
+
+def test_outside_of_a_scope_everything_is_open_and_nothing_is_found(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """What an application keeps for its life is listed, oldest first, and not accused."""
+    session = Session(engine)
+    session.execute(QUERY)
+    assert [hold.resource for hold in guard.open_holds()] == ["session", "connection"]
+    session.close()
+    assert guard.open_holds() == ()
+    assert recorder.findings == []
+
+
+def test_outside_of_a_scope_the_collector_tells(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A connection that is dropped outside of any scope is found when it is collected."""
+    engine.raw_connection()
+    recorder.wait_for(lambda: recorder.findings)
+    (finding,) = recorder.findings
+    assert finding.kind is FindingKind.RECLAIMED
+    assert "no request context" in str(finding)
+
+
+def test_a_session_may_be_closed_by_another_thread(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Nothing is keyed on who acquired: whoever gives it back gives it back."""
+    engine = create_engine(
+        f"sqlite:///{tmp_path / 'threads.db'}", connect_args={"check_same_thread": False}
+    )
+    with guard.scope("job"):
+        session = Session(engine)
+        session.execute(QUERY)
+        closer = threading.Thread(target=session.close)
+        closer.start()
+        closer.join()
+    assert recorder.findings == []
+    engine.dispose()
+
+
+def test_a_close_that_fails_was_called_all_the_same(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception of `close()` passes, and the session is not called unclosed."""
+    with guard.scope("job"):
+        session = Session(engine)
+
+        def fail(**_: object) -> None:
+            raise OSError("connection lost")
+
+        monkeypatch.setattr(session, "_close_impl", fail)
+        with pytest.raises(OSError, match="connection lost"):
+            session.close()
+    assert recorder.findings == []
+
+
+def test_what_is_allowed_is_exempt(guard: LeakGuard, recorder: Recorder, engine: Engine) -> None:
+    """Holds acquired in an `allow` block, and those of sessions constructed there, are exempt."""
+    with guard.scope("job"):
+        with allow("kept for the whole export"):
+            connection = engine.connect()
+            session = Session(engine)
+        session.execute(QUERY)
+    assert [finding.kind for finding in recorder.findings if finding.kind.severity == "error"] == []
+    connection.close()
+    session.close()
+
+
+def test_a_session_bound_to_nothing_is_followed(guard: LeakGuard, recorder: Recorder) -> None:
+    """A session that gets its engines by mapper has no bind to ask."""
+    with guard.scope("job"):
+        Session().close()
+    assert recorder.findings == []
+    assert len(recorder.holds_released) == 1
+
+
+def test_whether_a_transaction_is_open_is_the_session_s_to_say(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """While the session lives it is asked; afterwards nobody knows."""
+    with guard.scope("job"):
+        session = Session(engine)
+        session.execute(QUERY)
+    hold = recorder.findings[0].hold
+    assert hold is not None
+    assert hold.in_transaction is True
+    assert recorder.holds_acquired[0].in_transaction is True
+    session.close()
+    assert hold.in_transaction is False
+    del session
+    gc.collect()
+    assert hold.in_transaction is None
+
+
+def test_sessions_from_before_the_installation_are_nothing_to_us(
+    recorder: Recorder, engine: Engine
+) -> None:
+    """A session that was constructed earlier is used and closed as ever."""
+    session = Session(engine)
+    with LeakGuard(mode="testing", observers=[recorder]) as guard, guard.scope("job"):
+        session.execute(QUERY)
+        session.close()
+    assert recorder.findings == []
+    (connection,) = recorder.holds_acquired
+    assert connection.created_at is None
+
+
+def test_a_fault_of_ours_does_not_reach_the_user_of_a_session(
+    guard: LeakGuard, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in our wrappers and listeners, the application goes on."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    sessions = SQLALCHEMY._sessions  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to break it
+    with guard.scope("job"), Session(engine) as before:
+        monkeypatch.setattr(sessions, "_constructed", fail)
+        monkeypatch.setattr(sessions, "_link", fail)
+        assert before.execute(QUERY).scalar() == 1
+        with Session(engine) as session:
+            assert session.execute(QUERY).scalar() == 1
+
+
+def test_nothing_is_remembered_of_sessions_that_are_gone(guard: LeakGuard, engine: Engine) -> None:
+    """After a thousand sessions the source knows as much as before."""
+    gc.collect()
+    sessions = SQLALCHEMY._sessions  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+    before = len(sessions._alive)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+    with guard.scope("job"):
+        for number in range(1000):
+            session = Session(engine)
+            session.execute(QUERY)
+            if number % 2:
+                session.close()
+            else:
+                session.rollback()
+    del session
+    gc.collect()
+    assert len(sessions._alive) == before  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
