@@ -9,7 +9,18 @@ import pytest
 from sqlalchemy import Engine, create_engine
 
 from leakguard import LeakGuard
+from leakguard.core.faults import FAULTS
+from leakguard.sources.sqlalchemy import SQLALCHEMY
 from tests.support import Recorder
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Let no test see the guards or the faults of another one."""
+    FAULTS.forget()
+    yield
+    for guard in SQLALCHEMY.guards:
+        guard.uninstall()
 
 
 @pytest.fixture

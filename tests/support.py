@@ -82,7 +82,7 @@ def line_marked(where: ModuleType | FunctionType | type, marker: str) -> int:
 
 
 @contextmanager
-def serving(app: Any, **config: Any) -> Generator[str, None, None]:  # noqa: ANN401  (any ASGI application, any option)
+def serving(app: Any, **config: Any) -> Generator[str, None, None]:
     """Serve an application with a real uvicorn on a free loopback port; give its base URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -41,6 +41,8 @@ class Case:
     """Whether the session had given a connection back before, by commit or rollback."""
     after_response: bool = False
     """Whether the connection was checked out after the last byte of the response."""
+    constructed_outside: bool = False
+    """Whether the session was constructed outside of any scope, and used in this one."""
     endpoint: CodeType | None = None
     """The function that the route names."""
     holder: str | None = None
@@ -110,7 +112,8 @@ def _skipped_by_exception(case: Case) -> Hint | None:
     # answers with a status of its own, such as FastAPI's HTTPException.
     failed = case.exception is not None or (case.status or 0) >= _FIRST_ERROR_STATUS
     constructor = case.constructor
-    if not (failed and is_generator(constructor) and _calls_close(constructor)):
+    skippable = _calls_close(constructor) and not _closes_on_exception(constructor)
+    if not (failed and is_generator(constructor) and skippable):
         return None
     how = ", so an exception skips it"
     if not _has_block(constructor):
@@ -134,6 +137,16 @@ def _taken_again(case: Case) -> Hint | None:
         "commit() or rollback() gave a connection back, and using the session afterwards "
         "(an expired attribute, refresh(), another query) checked out this one",
         _close_always(case),
+    )
+
+
+def _shared_session(case: Case) -> Hint | None:
+    if not case.constructed_outside:
+        return None
+    return Hint(
+        "the session was constructed outside of the request and keeps the connection that this "
+        "request made it take, until somebody calls commit(), rollback() or close()",
+        f"construct a session for each request: {_block(case)}",
     )
 
 
@@ -181,6 +194,19 @@ def _has_block(code: CodeType | None) -> bool:
     )
 
 
+def _closes_on_exception(code: CodeType | None) -> bool:
+    """Say whether a handler of the function closes something: that of `with`, or of `finally`."""
+    handling = False
+    for instruction in dis.get_instructions(code) if code is not None else ():
+        if instruction.opname in _HANDLER_BOUNDS:
+            handling = instruction.opname == "PUSH_EXC_INFO"
+        elif handling and (
+            instruction.opname == "WITH_EXCEPT_START" or instruction.argval in _CLOSING_NAMES
+        ):
+            return True
+    return False
+
+
 def _wrap_the_yield(case: Case) -> str:
     if is_async(case.constructor):
         return "async with the session around the yield: async with Session() as db: yield db"
@@ -188,16 +214,17 @@ def _wrap_the_yield(case: Case) -> str:
 
 
 def _close_always(case: Case) -> str:
+    return f"use a block, which closes it whatever happens: {_block(case)}"
+
+
+def _block(case: Case) -> str:
     asynchronous = "async " if is_async(case.constructor or case.acquirer) else ""
-    if case.by_session:
-        return f"use a block, which closes it whatever happens: {asynchronous}with Session() as db:"
-    return (
-        "use a block, which closes it whatever happens: "
-        f"{asynchronous}with engine.connect() as connection:"
-    )
+    what = "Session() as db:" if case.by_session else "engine.connect() as connection:"
+    return f"{asynchronous}with {what}"
 
 
 _FIRST_ERROR_STATUS: Final = 400
+_HANDLER_BOUNDS: Final = frozenset({"PUSH_EXC_INFO", "POP_EXCEPT", "RERAISE"})
 _CLOSING_NAMES: Final = frozenset({"close", "aclose", "remove", "close_all"})
 
 _LOSSES: Final[tuple[Rule, ...]] = (
@@ -205,6 +232,7 @@ _LOSSES: Final[tuple[Rule, ...]] = (
     _skipped_by_cancellation,
     _skipped_by_exception,
     _generator_without_close,
+    _shared_session,
     _taken_again,
     _never_closed_where_constructed,
     _connection_never_closed,

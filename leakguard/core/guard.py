@@ -207,7 +207,7 @@ class Guard:
             observers.tell(observers.released, hold)
 
     def _found(self, hold: Hold, verdict: Verdict) -> None:
-        finding = self._register.enter(hold, verdict)
+        finding = self._enter(hold, verdict)
         if finding is None:
             return
         observers = self.observers
@@ -217,6 +217,13 @@ class Guard:
             # It may have come back while it was being judged, in another thread.
             if hold.released_monotonic is not None:
                 self._resolve(hold)
+
+    def _enter(self, hold: Hold, verdict: Verdict) -> Finding | None:
+        try:
+            return self._register.enter(hold, verdict)
+        except Exception as error:  # noqa: BLE001  (the other holds' findings are due all the same)
+            FAULTS.report("leakguard's register", error, "A finding is lost. Please report it.")
+            return None
 
     def _resolve(self, hold: Hold) -> None:
         # Taking it out is atomic: where two come at once, one of them resolves it.

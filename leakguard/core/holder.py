@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import Context, ContextVar
+from functools import lru_cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -30,7 +32,7 @@ class Holder(Protocol):
         ...
 
     def on_end(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called about when the work ends; it may come late, and twice."""
+        """Have `callback` called about when the work ends; it may come late, twice or never."""
         ...
 
 
@@ -52,7 +54,7 @@ class TaskHolder:
         return task is not None and not task.done()
 
     def on_end(self, callback: Callable[[], None]) -> None:
-        """Call `callback` in the task's loop when it is done."""
+        """Call `callback` when the task is done; never, where another thread runs its loop."""
         task = self._task()
         if task is not None:
             on_done(task, callback)
@@ -76,10 +78,10 @@ class _Work:
 
 
 _work: Final[ContextVar[_Work | None]] = ContextVar("leakguard_work", default=None)
-_OUTERMOST_WITHIN: Final = 64
 _THREAD_LOOPS: Final = (
     os.path.join(os.sep, "threading.py"),
     os.path.join(os.sep, "concurrent", "futures", "thread.py"),
+    os.path.join(os.sep, "multiprocessing", "pool.py"),
     os.path.join(os.sep, "anyio", "_backends", "_asyncio.py"),
     os.path.join(os.sep, "trio", "_threads.py"),
 )
@@ -101,11 +103,15 @@ class ThreadHolder:
         return f"thread {self._name!r}"
 
     def running(self) -> bool:
-        """Say whether the function that acquired the hold, or its caller, is on the stack."""
+        """Say whether the function that acquired the hold, or its caller, is on the stack.
+
+        In doubt it is: where somebody else keeps the copy of the context, and the thread's next
+        work starts in a frame with the same address, that counts as the same work.
+        """
         if self._work() is None:
             return False
         stack = sys._current_frames().get(self._thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        return any(id(frame) == self._frame for frame in _outwards(stack))
+        return is_on_stack(stack, self._frame)
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the watch thread when the copy of the context goes."""
@@ -164,15 +170,40 @@ def context_of(task: AnyTask) -> Context | None:
 
 
 def on_done(task: AnyTask, callback: Callable[[], None]) -> None:
-    """Call `callback` when `task` is done, without keeping the current context alive."""
-    task.add_done_callback(lambda _: callback(), context=Context())
+    """Call `callback` when `task` is done, without keeping the current context alive.
+
+    Only in the thread that runs the task's loop: a task must not be touched from another one.
+    """
+    if task.get_loop() is running_loop():
+        task.add_done_callback(lambda _: callback(), context=Context())
+
+
+def is_on_stack(stack: FrameType | None, number: int) -> bool:
+    """Say whether the frame with that `id` is `stack` or one further out, or might be.
+
+    The thread goes on while its stack is walked. A frame that returns meanwhile still knows its
+    caller, but a generator that yields does not: where the way ends at one, nobody knows.
+    """
+    outermost = stack
+    while stack is not None:
+        if id(stack) == number:
+            return True
+        outermost, stack = stack, stack.f_back
+    return outermost is not None and bool(outermost.f_code.co_flags & _SUSPENDABLE)
+
+
+_SUSPENDABLE: Final = (
+    inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+)
 
 
 def _current_work(scope: Scope, thread: int) -> _Work:
+    # The same copy of the context may run one function after the other, so that what an earlier
+    # one left there says nothing about this one, unless it runs in the same frame.
+    frame = id(_outermost_frame(sys._getframe(1)))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     work = _work.get()
-    if work is None or work.scope != id(scope) or work.thread != thread:
-        here = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        work = _Work(id(scope), thread, id(_outermost_frame(here)))
+    if work is None or (work.scope, work.thread, work.frame) != (id(scope), thread, frame):
+        work = _Work(id(scope), thread, frame)
         _work.set(work)
     return work
 
@@ -180,18 +211,14 @@ def _current_work(scope: Scope, thread: int) -> _Work:
 def _outermost_frame(frame: FrameType) -> FrameType:
     """Give the outermost frame of the work that the thread does now.
 
-    The loop of a thread pool is not part of it: it outlives what it runs. A bound keeps a deep
-    stack from costing more; a frame that far out serves as well.
+    The loop of a thread pool is not part of it: it outlives what it runs.
     """
-    outermost = frame
-    for _, outer in zip(range(_OUTERMOST_WITHIN), _outwards(frame), strict=False):
-        if outer.f_code.co_filename.endswith(_THREAD_LOOPS):
-            break
-        outermost = outer
-    return outermost
+    outer: FrameType | None = frame
+    while outer is not None and not _is_thread_loop(outer.f_code.co_filename):
+        frame, outer = outer, outer.f_back
+    return frame
 
 
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+@lru_cache(maxsize=1024)
+def _is_thread_loop(file: str) -> bool:
+    return file.endswith(_THREAD_LOOPS)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 from leakguard.core.hold import ConnectionHold, SessionHold
-from leakguard.core.holder import loop_ref, on_done, running_loop, running_tasks
+from leakguard.core.holder import AnyTask, loop_ref, on_done, running_tasks
 from leakguard.core.verdict import Fate, Standing, Verdict, judge
 from leakguard.core.watch import WATCH
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from leakguard.core.hold import Hold
-    from leakguard.core.holder import AnyTask, LoopRef
+    from leakguard.core.holder import LoopRef
     from leakguard.core.scope import Scope
 
 _LOOK_AGAIN_AFTER: Final = 1.0
@@ -33,11 +34,13 @@ class _Wait:
     announced: bool = False
     """Whether the notice that it outlives its scope was given, or is not due."""
     until: float | None = None
-    """When the wait for the other work of the scope ends, by `time.monotonic()`."""
+    """When the wait for the other work of the scope ends, by the judge's clock."""
     on_end: bool = False
     """Whether the holder tells of its end."""
-    looking: bool = False
-    """Whether a look is due at some time."""
+    followed: WeakSet[AnyTask] = field(default_factory=WeakSet[AnyTask])
+    """The other tasks that tell of their end."""
+    look_at: float | None = None
+    """When the next look is due, by the judge's clock."""
 
 
 class Judge:
@@ -48,11 +51,18 @@ class Judge:
         late_after: float,
         found: Callable[[Hold, Verdict], None],
         gone: Callable[[Hold], None],
+        post_at: Callable[[float, Callable[[], None]], None] = WATCH.post_at,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Take what to do with a verdict, and with a hold that is closed without anybody's word."""
+        """Take what to do with a verdict, and with a hold that is closed without anybody's word.
+
+        `post_at` has something done when the clock has reached a time.
+        """
         self._late_after = late_after
         self._found = found
         self._gone = gone
+        self._post_at = post_at
+        self._clock = clock
         self._waits: dict[Hold, _Wait] = {}
 
     def close(self, scope: Scope) -> None:
@@ -66,7 +76,7 @@ class Judge:
         # Last, because it depends on what became of their connections.
         for hold in holds:
             if isinstance(hold, SessionHold):
-                self._close_session(hold)
+                self._close_session(scope, hold)
 
     def outlived(self, scope: Scope, hold: ConnectionHold) -> None:
         """Follow a hold that was acquired by work that outlived its scope.
@@ -97,36 +107,32 @@ class Judge:
                 session.connection_lost = True
             self._decide(_Wait(hold, scope, loop_ref()))
 
-    def _close_session(self, hold: SessionHold) -> None:
+    def _close_session(self, scope: Scope, hold: SessionHold) -> None:
         if not hold.collected and not hold.open:
             return
-        running = hold.holder is not None and hold.holder.running()
-        self._found(
-            hold,
-            judge(
-                Standing(
-                    "session",
-                    Fate.OUT,
-                    holder_running=running,
-                    with_connection=hold.connection_lost,
-                )
-            ),
+        standing = Standing(
+            "session",
+            Fate.OUT,
+            holder_running=hold.holder is not None and hold.holder.running(),
+            others_running=not hold.collected and bool(_running(scope, loop_ref())),
+            with_connection=hold.connection_lost,
         )
+        self._found(hold, judge(standing))
 
     def _decide(self, wait: _Wait) -> None:
         """Judge a hold that was out when its scope ended."""
         hold = wait.hold
         running = not hold.collected and hold.holder is not None and hold.holder.running()
         hold.outlived = hold.outlived or running
-        others = [] if running or hold.collected else _others(wait)
+        others = [] if running or hold.collected else _running(wait.scope, wait.loop)
         if others and wait.until is None:
-            wait.until = monotonic() + self._late_after
+            wait.until = self._clock() + self._late_after
         standing = _standing(
             hold,
             Fate.OUT,
             holder_running=running,
             others_running=bool(others),
-            waited=wait.until is not None and monotonic() >= wait.until,
+            waited=wait.until is not None and self._clock() >= wait.until,
         )
         verdict = judge(standing)
         if not (verdict.wait and wait.announced):
@@ -140,19 +146,20 @@ class Judge:
         hold = wait.hold
         again = partial(self._again, hold)
         self._waits[hold] = wait
-        if others and running_loop() is not None:
-            for task in others:
-                on_done(task, again)
+        when = self._clock() + _LOOK_AGAIN_AFTER if wait.until is None else wait.until
+        if wait.look_at is None or when < wait.look_at:
+            wait.look_at = when
+            self._post_at(when, partial(self._look, wait))
         if hold.holder is not None and not wait.on_end:
             wait.on_end = True
             hold.holder.on_end(again)
-        if not wait.looking:
-            wait.looking = True
-            when = monotonic() + _LOOK_AGAIN_AFTER if wait.until is None else wait.until
-            WATCH.post_at(when, partial(self._look, wait))
+        for task in others:
+            if task not in wait.followed:
+                wait.followed.add(task)
+                on_done(task, again)
 
     def _look(self, wait: _Wait) -> None:
-        wait.looking = False
+        wait.look_at = None
         self._again(wait.hold)
 
     def _again(self, hold: ConnectionHold) -> None:
@@ -172,9 +179,10 @@ def _take_all(scope: Scope) -> list[Hold]:
     return [hold for hold in holds if scope.open_holds.pop(hold, hold) is None]
 
 
-def _others(wait: _Wait) -> list[AnyTask]:
-    loop = None if wait.loop is None else wait.loop()
-    return [] if loop is None else running_tasks(wait.scope, loop)
+def _running(scope: Scope, ref: LoopRef | None) -> list[AnyTask]:
+    """List the tasks of a loop that `scope` started and that still run."""
+    loop = None if ref is None else ref()
+    return [] if loop is None else running_tasks(scope, loop)
 
 
 def _standing(

@@ -43,6 +43,8 @@ class Observer:
 
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
+Told = tuple[Observer, Callable[[T], None]]
+"""An observer, and the method of its that is called."""
 
 
 class Observers:
@@ -57,13 +59,13 @@ class Observers:
         self._faults = faults
         self._arrange()
 
-    def tell(self, methods: tuple[Callable[[T], None], ...], subject: T) -> None:
-        """Call `methods`, one of the tuples of this object; a method that raises is dropped."""
-        for method in methods:
+    def tell(self, told: tuple[Told[T], ...], subject: T) -> None:
+        """Call the methods in `told`, one of the tuples of this object."""
+        for observer, method in told:
             try:
                 method(subject)
             except Exception as error:  # noqa: BLE001  (whatever a user's code raises)
-                self._disable(method, error)
+                self._disable(observer, error)
 
     def find(self, kind: type[ObserverT]) -> ObserverT | None:
         """Give the first observer of a class."""
@@ -77,16 +79,18 @@ class Observers:
         self.found = tuple(self._overriding("found"))
         self.resolved = tuple(self._overriding("resolved"))
 
-    def _overriding(self, name: str) -> Iterator[Callable[[Any], None]]:
+    def _overriding(self, name: str) -> Iterator[Told[Any]]:
         for observer in self._observers:
             method = getattr(observer, name)
             if getattr(method, "__func__", None) is not getattr(Observer, name):
-                yield method
+                yield observer, method
 
-    def _disable(self, method: Callable[..., None], error: Exception) -> None:
-        observer = getattr(method, "__self__", None)
-        self._observers = [one for one in self._observers if one is not observer]
+    def _disable(self, observer: Observer, error: Exception) -> None:
+        others = [one for one in self._observers if one is not observer]
+        if len(others) == len(self._observers):  # it raised in two threads at once
+            return
+        self._observers = others
         self._arrange()
-        self._faults.report(
+        self._faults.log(
             f"the observer {type(observer).__name__}", error, "It will not be called again."
         )

@@ -116,6 +116,7 @@ def case_of(hold: Hold, kind: FindingKind) -> Case:
         taken_after_close=connection is not None and connection.taken_after_close,
         taken_again=connection is not None and connection.taken_again,
         after_response=_after_response(hold, scope),
+        constructed_outside=session is not None and session.scope is None and scope is not None,
         endpoint=None if scope is None else scope.endpoint,
         holder=str(hold.holder) if hold.outlived else None,
     )

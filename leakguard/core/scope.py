@@ -154,6 +154,8 @@ class Scope:
             # Left in another context than entered, as fixtures that are generators may be.
             if current_scope.get() is self:
                 current_scope.set(self.parent)
+        # It refers to the context, and to the scope before: the chain of all those before it.
+        del self._token
 
     def started(self, task: AnyTask) -> bool:
         """Say whether `task` was started from within this scope."""

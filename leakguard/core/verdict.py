@@ -83,7 +83,9 @@ def _judge_out(standing: Standing) -> Verdict:
 
 
 def _judge_session(standing: Standing) -> Verdict:
-    if standing.fate is Fate.RETURNED or standing.with_connection or standing.holder_running:
+    accounted_for = standing.fate is Fate.RETURNED or standing.with_connection
+    # Somebody may be about to close it; a mere notice is not worth the wait.
+    if accounted_for or standing.holder_running or standing.others_running:
         return CLEAN
     return Verdict(FindingKind.UNCLOSED_SESSION)
 

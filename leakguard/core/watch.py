@@ -34,7 +34,8 @@ class Watch:
         self._faults = faults
         self._starting = threading.Lock()
         self._inbox: SimpleQueue[tuple[float, Job] | None] = SimpleQueue()
-        os.register_at_fork(after_in_child=self._forget)
+        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+            os.register_at_fork(after_in_child=self._forget)
 
     def start(self) -> None:
         """Start the thread unless it runs. Not to be called from a finalizer."""
@@ -42,10 +43,15 @@ class Watch:
             if not self.started:
                 # A thread, like a timer, must not keep the context of a request alive.
                 run = Context().run
-                threading.Thread(
+                thread = threading.Thread(
                     target=run, args=(self._run, self._inbox), name="leakguard", daemon=True
-                ).start()
-                self.started = True
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:  # too many threads, or the interpreter is ending
+                    self._faults.report("the start of leakguard's watch", error, "It is tried again.")
+                else:
+                    self.started = True
 
     def join(self) -> None:
         """Count one more guard that may need the thread."""
@@ -76,28 +82,33 @@ class Watch:
         self._inbox = SimpleQueue()
 
     def _run(self, inbox: SimpleQueue[tuple[float, Job] | None]) -> None:
-        later: list[tuple[float, int, Job]] = []
+        jobs: list[tuple[float, int, Job]] = []
         order = itertools.count()
         while True:
-            timeout = max(0.0, later[0][0] - monotonic()) if later else None
+            while jobs and jobs[0][0] <= monotonic():
+                self._do(heapq.heappop(jobs)[2])
             try:
-                item = inbox.get(timeout=timeout)
+                item = inbox.get(timeout=_until(jobs[0][0]) if jobs else None)
             except Empty:
-                self._do(heapq.heappop(later)[2])
                 continue
             if item is None:
                 return
             when, job = item
-            if when > monotonic():
-                heapq.heappush(later, (when, next(order), job))
-            else:
-                self._do(job)
+            heapq.heappush(jobs, (when, next(order), job))
 
     def _do(self, job: Job) -> None:
         try:
             job()
-        except Exception as error:  # noqa: BLE001  (the thread must outlive any fault)
+        except BaseException as error:  # noqa: BLE001  (the thread must outlive any fault)
             self._faults.report("leakguard's watch", error, "Please report it.")
+
+
+_LONGEST_WAIT: Final = 3600.0
+"""Seconds after which the thread looks at the clock anyway: the system refuses to wait for ages."""
+
+
+def _until(when: float) -> float:
+    return min(max(0.0, when - monotonic()), _LONGEST_WAIT)
 
 
 WATCH: Final = Watch(FAULTS)

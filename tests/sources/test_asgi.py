@@ -234,7 +234,7 @@ def test_a_websocket_that_fails_has_no_status(guard: LeakGuard, recorder: Record
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_nested_middleware_finds_each_leak_once(engine: Engine, shared: bool) -> None:  # noqa: FBT001  (both cases)
+def test_nested_middleware_finds_each_leak_once(engine: Engine, shared: bool) -> None:
     """Sharing a guard or not: the innermost scope has the leak, the outer one has none."""
     recorder = Recorder()
     kept: list[Session] = []

@@ -42,7 +42,7 @@ def eager_collector() -> Iterator[None]:
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("mode", ["production", "development"])
 def test_a_dropped_connection_goes_at_once(engine: Engine, mode: str) -> None:
-    """We make no reference cycle that would keep it: it is back in its pool without a collection."""
+    """We make no reference cycle that would keep it: it is back without a collection."""
     guard = LeakGuard(mode=mode, observers=[])
 
     def drop_one() -> None:
@@ -50,11 +50,11 @@ def test_a_dropped_connection_goes_at_once(engine: Engine, mode: str) -> None:
 
     with guard, guard.scope("job"):
         drop_one()
-        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # pyright: ignore  # a QueuePool
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # QueuePool
 
 
 @pytest.mark.parametrize("collected", [True, False])
-def test_a_callback_tells_collected_from_closed(engine: Engine, collected: bool) -> None:  # noqa: FBT001  (both cases)
+def test_a_callback_tells_collected_from_closed(engine: Engine, collected: bool) -> None:
     """A weak reference's callback runs before the checkin of a collected proxy, else after it."""
     order: list[str] = []
 

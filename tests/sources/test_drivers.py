@@ -14,7 +14,7 @@ class Dead:
     """A connection that raises whatever a driver's connection is asked."""
 
     @property
-    def info(self) -> Any:  # noqa: ANN401  (never returns)
+    def info(self) -> Any:
         raise OSError("connection lost")
 
     in_transaction = get_server_pid = thread_id = get_backend_pid = info
@@ -49,6 +49,6 @@ def test_the_server_s_process(connection: object, pid: int | None) -> None:
         (None, None),
     ],
 )
-def test_an_open_transaction(connection: object, state: bool | None) -> None:  # noqa: FBT001  (a parameter of the table)
+def test_an_open_transaction(connection: object, state: bool | None) -> None:
     """Only a plain yes or no counts."""
     assert driver_in_transaction(connection) is state

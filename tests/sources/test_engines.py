@@ -87,7 +87,7 @@ def test_what_is_no_engine_is_refused(value: object) -> None:
     """The error names the setting, the value and what is allowed."""
     with pytest.raises(SettingsError, match=r"engines=.* is not allowed: it is an Engine or an"):
         LeakGuard(engines=[value])
-    with pytest.raises(SettingsError, match="engine=.* is not allowed"):
+    with pytest.raises(SettingsError, match=r"engine=.* is not allowed"):
         ignore_engine(value)
 
 
@@ -178,7 +178,7 @@ def test_a_pool_is_named_without_secrets(url: str, options: dict[str, Any], name
     class Here:
         """Where the engine's own method is on the stack, under the name that all methods use."""
 
-        def checkout(self: Any) -> str:  # noqa: ANN401, N805  # type: ignore[misc]  # an engine
+        def checkout(self: Any) -> str:  # type: ignore[misc]  # an engine
             return pool_facts(self.pool, sys._getframe()).name  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
 
     assert Here.checkout(engine) == name
@@ -198,7 +198,7 @@ def test_an_engine_whose_pool_is_first_used_directly_has_its_pool_s_name(engine:
 def test_the_last_statement_is_kept_where_the_settings_say_so(
     engine: Engine,
     mode: str,
-    text_kept: bool,  # noqa: FBT001  (a parameter of the table)
+    text_kept: bool,
 ) -> None:
     """The SQL text of the last statement is in the report, and never a parameter."""
     recorder = Recorder()

@@ -108,7 +108,7 @@ class ForeignWrapper:
             setattr(Session, name, self.around(original))
 
     def around(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (the original's)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             self.calls += 1
             return original(*args, **kwargs)
 

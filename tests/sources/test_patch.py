@@ -28,7 +28,7 @@ def listening(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give what makes a wrapper that notes `name` at each call."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(door: Door, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (the original's)
+        def wrapper(door: Door, *args: Any, **kwargs: Any) -> Any:
             door.heard.append(name)
             return original(door, *args, **kwargs)
 
@@ -55,7 +55,7 @@ def patch() -> Patch:
 
 
 @pytest.fixture(autouse=True)
-def door() -> Any:  # noqa: ANN401  (a generator fixture)
+def door() -> Any:
     yield Door()
     setattr(Door, "open", ORIGINAL)  # noqa: B010  (whatever a failed test left)
 

@@ -203,7 +203,7 @@ def test_the_template_is_named(  # noqa: PLR0913, PLR0917  (the columns of the t
     path: str,
     asgi: dict[str, Any],
     name: str,
-    inside: bool,  # noqa: FBT001  (a parameter of the table)
+    inside: bool,
 ) -> None:
     """Added to the application or put around it, the template is the same, and complete."""
     app = make()

@@ -199,9 +199,8 @@ def test_leaving_no_autoflush_closes_nothing(
     guard: LeakGuard, recorder: Recorder, engine: Engine
 ) -> None:
     """`with Session(...).no_autoflush as session` looks like a close and is none."""
-    with guard.scope("job"):
-        with Session(engine).no_autoflush as session:
-            session.execute(QUERY)
+    with guard.scope("job"), Session(engine).no_autoflush as session:
+        session.execute(QUERY)
     assert recorder.kinds == [FindingKind.LEAKED]
     session.close()
 

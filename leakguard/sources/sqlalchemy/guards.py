@@ -26,6 +26,10 @@ class Guards:
     def __bool__(self) -> bool:
         return bool(self._guards)
 
+    def all(self) -> tuple[Guard, ...]:
+        """Give them in the order of their installation."""
+        return self._guards
+
     @property
     def want_statements(self) -> bool:
         """Whether one of them keeps the SQL text of statements."""

@@ -30,6 +30,11 @@ class SQLAlchemySource:
         self._follows_statements = False
         self._had_events = False
 
+    @property
+    def guards(self) -> tuple[Guard, ...]:
+        """The guards that are told, in the order of their installation."""
+        return self._guards.all()
+
     def attach(self, guard: Guard) -> None:
         """Tell `guard` from now on."""
         if not self._guards:

@@ -1,0 +1,413 @@
+"""A diagnosis names a cause only where the evidence carries it, and a fix always.
+
+The functions below are the evidence: their code is looked at and never run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import CodeType
+from typing import Any
+
+import pytest
+
+from leakguard import FindingKind
+from leakguard.core.diagnosis import Case, diagnose, is_async, is_generator
+
+LOSSES = [FindingKind.LEAKED, FindingKind.RECLAIMED]
+NOTICES = [kind for kind in FindingKind if kind not in LOSSES]
+
+Session: Any = None
+AsyncSession: Any = None
+
+
+def get_db() -> Iterator[Any]:
+    db = Session()
+    yield db
+    db.close()
+
+
+def get_db_that_forgets() -> Iterator[Any]:
+    yield Session()
+
+
+def get_db_with_finally() -> Iterator[Any]:
+    db = Session()
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def get_db_with_block() -> Iterator[Any]:
+    with Session() as db:
+        yield db
+
+
+def get_db_with_block_and_close() -> Iterator[Any]:
+    with Session() as db:
+        yield db
+        db.close()
+
+
+def get_db_with_else() -> Iterator[Any]:
+    db = Session()
+    try:
+        yield db
+        db.commit()
+    except ValueError:
+        db.rollback()
+        raise
+    db.close()
+
+
+def get_db_with_rollback_only() -> Iterator[Any]:
+    db = Session()
+    try:
+        yield db
+    except ValueError:
+        db.rollback()
+
+
+async def get_async_db() -> AsyncIterator[Any]:
+    db = AsyncSession()
+    yield db
+    await db.close()
+
+
+async def get_async_db_that_forgets() -> AsyncIterator[Any]:
+    yield AsyncSession()
+
+
+async def get_async_db_with_finally() -> AsyncIterator[Any]:
+    db = AsyncSession()
+    try:
+        yield db
+    finally:
+        await db.close()
+
+
+async def get_async_db_with_block() -> AsyncIterator[Any]:
+    async with AsyncSession() as db:
+        yield db
+
+
+def read_items() -> Any:
+    return Session().execute()
+
+
+def read_items_and_close() -> Any:
+    db = Session()
+    items = db.execute()
+    db.close()
+    return items
+
+
+async def read_items_async() -> Any:
+    return await AsyncSession().execute()
+
+
+async def read_items_async_with_block() -> Any:
+    async with AsyncSession() as db:
+        return await db.execute()
+
+
+def code(function: Callable[..., Any]) -> CodeType:
+    return function.__code__  # type: ignore[attr-defined, no-any-return]  # mypy: any callable
+
+
+def lost(constructor: Callable[..., Any] | None = None, **evidence: Any) -> Case:
+    built = None if constructor is None else code(constructor)
+    return Case(FindingKind.LEAKED, constructor=built, by_session=True, **evidence)
+
+
+FINALLY = "wrap the yield: try: yield db / finally: db.close(), or: with Session() as db: yield db"
+ASYNC_YIELD = "async with the session around the yield: async with Session() as db: yield db"
+SESSION_BLOCK = "use a block, which closes it whatever happens: with Session() as db:"
+ASYNC_SESSION_BLOCK = "use a block, which closes it whatever happens: async with Session() as db:"
+CONNECTION_BLOCK = (
+    "use a block, which closes it whatever happens: with engine.connect() as connection:"
+)
+ASYNC_CONNECTION_BLOCK = (
+    "use a block, which closes it whatever happens: async with engine.connect() as connection:"
+)
+
+
+def test_a_dependency_that_is_called_by_hand_is_named() -> None:
+    """`next(get_db())` closes the session before its first use, in the generator itself."""
+    hint = diagnose(
+        lost(get_db_with_finally, closed_by=code(get_db_with_finally), taken_after_close=True)
+    )
+    assert hint.cause == (
+        "the session was used after get_db_with_finally had closed it: Python runs the clean-up "
+        "of a generator that nobody keeps at once, as in db = next(get_db_with_finally()), and a "
+        "closed session that is used again silently takes a new connection"
+    )
+    assert hint.fix == (
+        "let the framework run it: db = Depends(get_db_with_finally), or outside of a request: "
+        "with contextlib.contextmanager(get_db_with_finally)() as db:"
+    )
+
+
+@pytest.mark.parametrize(
+    "constructor, closed_by",
+    [
+        (get_db_with_finally, None),
+        (get_db_with_finally, read_items_and_close),
+        (read_items_and_close, read_items_and_close),
+        (None, None),
+    ],
+)
+def test_use_after_close_alone_accuses_no_generator(
+    constructor: Callable[..., Any] | None, closed_by: Callable[..., Any] | None
+) -> None:
+    """Only a generator that closed the session itself was finalised too early."""
+    closer = None if closed_by is None else code(closed_by)
+    hint = diagnose(lost(constructor, closed_by=closer, taken_after_close=True))
+    assert hint.cause == (
+        "the session was used again after close(), which silently took a new connection"
+    )
+    assert (
+        hint.fix == "close the session after its last use, reading of expired attributes included"
+    )
+
+
+@pytest.mark.parametrize(
+    "constructor, fix",
+    [(get_db_with_finally, SESSION_BLOCK), (get_async_db_with_block, ASYNC_SESSION_BLOCK)],
+)
+def test_cancellation_is_named(constructor: Callable[..., Any], fix: str) -> None:
+    """A cancelled scope explains the loss, whatever the code that closes looks like."""
+    hint = diagnose(lost(constructor, cancelled=True, exception="CancelledError"))
+    assert hint.cause == (
+        "the request was cancelled, and the code that would have given the connection back "
+        "did not run"
+    )
+    assert hint.fix == fix
+
+
+@pytest.mark.parametrize(
+    "evidence", [{"exception": "ValueError"}, {"status": 400}, {"status": 500}]
+)
+@pytest.mark.parametrize("constructor, fix", [(get_db, FINALLY), (get_async_db, ASYNC_YIELD)])
+def test_a_close_that_an_exception_skips_is_named(
+    constructor: Callable[..., Any], fix: str, evidence: dict[str, Any]
+) -> None:
+    """A request that failed never reached the close() behind the yield."""
+    hint = diagnose(lost(constructor, **evidence))
+    assert hint.cause == (
+        f"{constructor.__name__} calls close() after its yield, without a finally block, "
+        "so an exception skips it"
+    )
+    assert hint.fix == fix
+
+
+def test_a_close_outside_its_block_is_named() -> None:
+    """Where there is some block, the absence of `finally` is not claimed."""
+    hint = diagnose(lost(get_db_with_else, exception="KeyError"))
+    assert hint.cause == "get_db_with_else calls close(), so an exception skips it"
+    assert hint.fix == FINALLY
+
+
+@pytest.mark.parametrize("evidence", [{}, {"status": 200}, {"status": 399}])
+def test_a_close_that_nothing_skipped_is_not_accused(evidence: dict[str, Any]) -> None:
+    """Without a failure there is no reason why the close() behind the yield did not run."""
+    hint = diagnose(lost(get_db, **evidence))
+    assert hint.cause is None
+    assert hint.fix == SESSION_BLOCK
+
+
+@pytest.mark.parametrize(
+    "constructor, fix", [(get_db_that_forgets, FINALLY), (get_async_db_that_forgets, ASYNC_YIELD)]
+)
+@pytest.mark.parametrize("evidence", [{}, {"exception": "ValueError"}])
+def test_a_generator_that_never_closes_is_named(
+    constructor: Callable[..., Any], fix: str, evidence: dict[str, Any]
+) -> None:
+    """No close() and no block in it: nothing in the dependency could close the session."""
+    hint = diagnose(lost(constructor, **evidence))
+    assert hint.cause == f"{constructor.__name__} yields the session and never closes it"
+    assert hint.fix == fix
+
+
+@pytest.mark.parametrize(
+    "constructor",
+    [get_db_with_finally, get_db_with_block, get_db_with_rollback_only, get_async_db_with_block],
+)
+def test_a_dependency_with_a_block_is_not_accused(constructor: Callable[..., Any]) -> None:
+    """A block might close the session in ways that the code does not show."""
+    assert diagnose(lost(constructor)).cause is None
+
+
+@pytest.mark.parametrize(
+    "constructor",
+    [
+        get_db_with_finally,
+        get_db_with_block,
+        get_db_with_block_and_close,
+        get_async_db_with_block,
+        get_async_db_with_finally,
+    ],
+)
+def test_what_an_exception_does_not_skip_is_not_said_to_be_skipped(
+    constructor: Callable[..., Any],
+) -> None:
+    """An exception skips neither a `with` block nor a close() in a `finally` block."""
+    assert diagnose(lost(constructor, exception="ValueError")).cause is None
+
+
+def test_a_second_checkout_after_commit_is_named() -> None:
+    """The session gave one connection back and took this one afterwards."""
+    hint = diagnose(lost(get_db_with_finally, taken_again=True))
+    assert hint.cause == (
+        "commit() or rollback() gave a connection back, and using the session afterwards "
+        "(an expired attribute, refresh(), another query) checked out this one"
+    )
+    assert hint.fix == SESSION_BLOCK
+
+
+def test_a_function_that_does_not_close_its_session_is_named() -> None:
+    """The function that constructs the session could not have closed it."""
+    hint = diagnose(lost(read_items))
+    assert hint.cause == "read_items constructs the session and does not close it"
+    assert hint.fix == SESSION_BLOCK
+
+
+def test_an_endpoint_is_called_one() -> None:
+    """The function that the route names is the endpoint."""
+    hint = diagnose(lost(read_items_async, endpoint=code(read_items_async)))
+    assert (
+        hint.cause == "the endpoint read_items_async constructs the session and does not close it"
+    )
+    assert hint.fix == ASYNC_SESSION_BLOCK
+
+
+def test_work_after_the_response_is_called_that() -> None:
+    """A background task is not an endpoint."""
+    hint = diagnose(lost(read_items, after_response=True, endpoint=code(read_items_async)))
+    assert hint.cause == (
+        "read_items, which runs after the response, constructs the session and does not close it"
+    )
+
+
+@pytest.mark.parametrize("constructor", [read_items_and_close, read_items_async_with_block])
+def test_a_function_that_might_close_its_session_is_not_accused(
+    constructor: Callable[..., Any],
+) -> None:
+    """A call to close() or a block may have done it; who knows why it did not."""
+    assert diagnose(lost(constructor)).cause is None
+
+
+def test_nothing_known_names_no_cause() -> None:
+    """Without a line there is advice, and no accusation."""
+    hint = diagnose(lost())
+    assert hint.cause is None
+    assert hint.fix == SESSION_BLOCK
+
+
+@pytest.mark.parametrize(
+    "acquirer, fix",
+    [(read_items, CONNECTION_BLOCK), (read_items_async, ASYNC_CONNECTION_BLOCK)],
+)
+def test_a_connection_without_session_names_who_took_it(
+    acquirer: Callable[..., Any], fix: str
+) -> None:
+    """A Core connection is the business of the function that checked it out."""
+    hint = diagnose(Case(FindingKind.LEAKED, acquirer=code(acquirer)))
+    assert hint.cause == f"{acquirer.__name__} takes a connection and does not close it"
+    assert hint.fix == fix
+
+
+@pytest.mark.parametrize("acquirer", [read_items_and_close, read_items_async_with_block, None])
+def test_a_connection_that_might_be_closed_accuses_nobody(
+    acquirer: Callable[..., Any] | None,
+) -> None:
+    """A look-alike with a close or a block, and an unknown line, name no cause."""
+    taker = None if acquirer is None else code(acquirer)
+    assert diagnose(Case(FindingKind.LEAKED, acquirer=taker)).cause is None
+
+
+def test_a_session_is_not_the_mistake_of_who_used_it_first() -> None:
+    """The checkout of a session's connection happens in the endpoint, innocent of the leak."""
+    case = lost(get_db_with_finally, acquirer=code(read_items))
+    assert diagnose(case).cause is None
+
+
+def test_reclaimed_is_diagnosed_like_leaked() -> None:
+    """The mistake is the same, whenever the garbage collector runs."""
+    cases = [
+        lost(get_db, exception="ValueError"),
+        lost(get_db_that_forgets),
+        lost(read_items),
+        lost(taken_again=True),
+        lost(taken_after_close=True),
+        lost(cancelled=True),
+        lost(),
+    ]
+    for case in cases:
+        again = dataclasses.replace(case, kind=FindingKind.RECLAIMED)
+        assert diagnose(again) == diagnose(case)
+
+
+@pytest.mark.parametrize("kind", NOTICES)
+def test_a_notice_is_explained_by_its_kind(kind: FindingKind) -> None:
+    """Evidence of a loss does not explain what is no loss."""
+    bare = Case(kind, by_session=True)
+    loaded = dataclasses.replace(
+        bare, taken_after_close=True, taken_again=True, cancelled=True, exception="ValueError"
+    )
+    assert diagnose(loaded) == diagnose(bare)
+
+
+@pytest.mark.parametrize(
+    "kind, cause",
+    [
+        (FindingKind.OUTLIVES_SCOPE, "a task or thread was started by the scope"),
+        (FindingKind.RETURNED_LATE, "a background task, the body of a stream or a slow client"),
+        (FindingKind.NESTED_CHECKOUT, "one unit of work needs two connections at once"),
+        (FindingKind.SYNC_IN_ASYNC, "a synchronous checkout in async code stops every request"),
+        (FindingKind.UNCLOSED_SESSION, "nobody called close(); it holds no connection now"),
+    ],
+)
+def test_every_notice_has_an_explanation(kind: FindingKind, cause: str) -> None:
+    """Each says what it is about."""
+    hint = diagnose(Case(kind))
+    assert hint.cause is not None
+    assert hint.cause.startswith(cause)
+
+
+def test_the_one_who_still_has_it_is_named() -> None:
+    """A task that outlives the scope is named in the cause."""
+    hint = diagnose(Case(FindingKind.OUTLIVES_SCOPE, holder="task 'export'"))
+    assert hint.cause == "task 'export' was started by the scope and is still using it"
+
+
+@pytest.mark.parametrize("kind", FindingKind)
+@pytest.mark.parametrize("by_session", [True, False])
+def test_there_is_always_a_fix(kind: FindingKind, by_session: bool) -> None:
+    """Whatever the kind, the reader is told what to change."""
+    assert diagnose(Case(kind, by_session=by_session)).fix
+
+
+@pytest.mark.parametrize(
+    "function, generator, asynchronous",
+    [
+        (read_items, False, False),
+        (read_items_async, False, True),
+        (get_db, True, False),
+        (get_async_db, True, True),
+    ],
+)
+def test_kinds_of_functions_are_told_apart(
+    function: Callable[..., Any], generator: bool, asynchronous: bool
+) -> None:
+    """A code object tells what kind of function it belongs to."""
+    assert is_generator(code(function)) is generator
+    assert is_async(code(function)) is asynchronous
+
+
+def test_no_function_is_of_no_kind() -> None:
+    """Where the line is unknown nothing is said about its function."""
+    assert not is_generator(None)
+    assert not is_async(None)

@@ -1,0 +1,259 @@
+"""Who has a hold in hand, and whether they still run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anyio.to_thread
+import pytest
+
+from leakguard import Scope
+from leakguard.core.holder import (
+    Holder,
+    current_holder,
+    current_owner,
+    loop_ref,
+    running_tasks,
+)
+from leakguard.core.watch import WATCH
+from tests.core.fakes import installed
+from tests.support import PATIENCE
+
+
+@pytest.fixture
+def scope() -> Any:  # a generator fixture
+    guard = installed()
+    with guard.scope("job") as scope:
+        yield scope
+    guard.uninstall()
+
+
+def in_thread(function: Callable[[], Any]) -> threading.Thread:
+    """Run a function in a thread, in a copy of the context."""
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(function,), name="worker")
+    thread.start()
+    return thread
+
+
+def test_the_one_who_opened_the_scope_is_nobody_else(scope: Scope) -> None:
+    """Its own thread is no holder to wait for."""
+    assert current_holder(scope) is None
+
+
+def test_a_task_is_a_holder_while_it_runs(scope: Scope) -> None:
+    """A child task runs until it is done, and says so."""
+    ended: list[str] = []
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+        holders: list[Holder | None] = []
+
+        async def work() -> None:
+            holders.append(current_holder(scope))
+            await go_on.wait()
+
+        task = asyncio.create_task(work(), name="worker")
+        while not holders:
+            await asyncio.sleep(0)
+        (holder,) = holders
+        assert holder is not None
+        assert str(holder) == "task 'worker'"
+        assert holder.running()
+        holder.on_end(lambda: ended.append("worker"))
+        go_on.set()
+        await task
+        await asyncio.sleep(0)
+        assert not holder.running()
+        del task
+        gc.collect()
+        holder.on_end(lambda: ended.append("never"))
+        assert not holder.running()
+
+    asyncio.run(main())
+    assert ended == ["worker"]
+
+
+def test_a_scope_s_own_task_is_nobody_else() -> None:
+    """The task that opened the scope is no holder, until the scope has ended."""
+
+    async def main() -> None:
+        guard = installed()
+        async with guard.scope("job") as scope:
+            assert current_holder(scope) is None
+            assert scope.owner == current_owner()
+        assert current_holder(scope) is not None
+        guard.uninstall()
+
+    asyncio.run(main())
+
+
+class Worker:
+    """Work for a thread that takes a hold and waits."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.holder: Holder | None = None
+        self.took = threading.Event()
+        self.go_on = threading.Event()
+        self.error: Exception | None = None
+
+    def work(self) -> None:
+        """Take a hold in a helper, and go on without it on the stack."""
+        self.take()
+        self.took.set()
+        assert self.go_on.wait(PATIENCE)
+
+    def work_and_fail(self) -> None:
+        """Do so, and raise."""
+        self.work()
+        raise ValueError("failed")
+
+    def take(self) -> None:
+        """Take a hold."""
+        self.holder = current_holder(self.scope)
+        assert current_holder(self.scope) is not None  # the same work
+
+
+@pytest.mark.parametrize("runner", ["thread", "executor"])
+def test_a_thread_is_a_holder_while_its_work_runs(scope: Scope, runner: str) -> None:
+    """Work in a copied context runs until the function that the thread runs has returned."""
+    worker = Worker(scope)
+    ended = threading.Event()
+    WATCH.start()
+    with ThreadPoolExecutor(1) as executor:
+        if runner == "thread":
+            thread = in_thread(worker.work)
+        else:
+            future = executor.submit(contextvars.copy_context().run, worker.work)
+        assert worker.took.wait(PATIENCE)
+        assert worker.holder is not None
+        assert str(worker.holder).startswith("thread ")
+        assert worker.holder.running()
+        worker.holder.on_end(ended.set)
+        worker.go_on.set()
+        if runner == "thread":
+            thread.join()
+        else:
+            future.result()
+            del future
+    gc.collect()
+    assert ended.wait(PATIENCE)
+    assert not worker.holder.running()
+    worker.holder.on_end(ended.clear)
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize("how", ["anyio", "asyncio"])
+def test_a_traceback_does_not_keep_a_thread_s_work_running(scope: Scope, how: str) -> None:
+    """An exception's frames keep the copied context alive, and the work has ended all the same.
+
+    Also while the same thread of the pool runs the same function again, for somebody else.
+    """
+
+    async def run(worker: Worker) -> None:
+        function = worker.work_and_fail
+        try:
+            if how == "anyio":
+                await anyio.to_thread.run_sync(function, limiter=limiter)
+            else:
+                await asyncio.to_thread(function)
+        except ValueError as error:
+            worker.error = error
+
+    async def main() -> None:
+        first, second = Worker(scope), Worker(scope)
+        first.go_on.set()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        await run(first)
+        assert first.holder is not None
+        assert not first.holder.running()
+        again = asyncio.create_task(run(second))
+        assert await watching(second.took)
+        assert second.holder is not None
+        assert second.holder.running()
+        assert not first.holder.running()
+        second.go_on.set()
+        await again
+        assert not second.holder.running()
+
+    async def watching(event: threading.Event) -> bool:
+        """Wait in a thread that is not the pool's."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def wait() -> None:
+            assert event.wait(PATIENCE)
+            loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=wait).start()
+        await asyncio.wait_for(done.wait(), PATIENCE)
+        return True
+
+    limiter: Any = None
+
+    async def with_limiter() -> None:
+        nonlocal limiter
+        limiter = anyio.CapacityLimiter(1)
+        await main()
+
+    asyncio.run(with_limiter())
+
+
+def test_a_deep_stack_has_an_outermost_frame_all_the_same(scope: Scope) -> None:
+    """However deep the stack: work runs while it runs."""
+    worker = Worker(scope)
+
+    def deep(levels: int) -> None:
+        if levels:
+            deep(levels - 1)
+        else:
+            worker.work()
+
+    thread = in_thread(lambda: deep(200))
+    assert worker.took.wait(PATIENCE)
+    assert worker.holder is not None
+    assert worker.holder.running()
+    worker.go_on.set()
+    thread.join()
+    assert not worker.holder.running()
+
+
+def test_the_tasks_that_a_scope_started_are_known(scope: Scope) -> None:
+    """Child tasks, and those of scopes inside; not those from before, nor the current one."""
+
+    async def main() -> None:
+        end = asyncio.Event()
+
+        async def work() -> None:
+            await end.wait()
+
+        async def nested() -> None:
+            async with scope.guard.scope("nested"):
+                await end.wait()
+
+        outside = contextvars.Context().run(asyncio.create_task, work())
+        inside = {asyncio.create_task(work()), asyncio.create_task(nested())}
+        await asyncio.sleep(0)
+        assert set(running_tasks(scope, asyncio.get_running_loop())) == inside
+        end.set()
+        await asyncio.gather(outside, *inside)
+
+    asyncio.run(main())
+
+
+def test_a_loop_is_known_where_one_runs() -> None:
+    """Outside of a loop there is none to refer to."""
+
+    async def main() -> None:
+        ref = loop_ref()
+        assert ref is not None
+        assert ref() is asyncio.get_running_loop()
+
+    asyncio.run(main())
+    assert loop_ref() is None

@@ -1,0 +1,108 @@
+"""Ready-made predicates for what is meant to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from leakguard import FindingKind, LeakGuard, SettingsError, ignore_function, ignore_route
+from leakguard.sources.asgi import RequestScopes
+from tests.core.fakes import here, installed, make_finding, take
+from tests.support import Recorder
+
+
+def test_a_function_is_ignored_wherever_it_is_on_the_stack() -> None:
+    """By its qualified name, as the constructing or the acquiring function."""
+    finding = make_finding()
+    assert ignore_function("make_finding")(finding)
+    assert ignore_function("test_a_function_is_ignored_wherever_it_is_on_the_stack")(finding)
+    assert not ignore_function("another_function")(finding)
+
+
+def test_a_finding_without_a_hold_is_no_function_s() -> None:
+    """What is found on a pool was not done by a function."""
+    finding = make_finding()
+    finding.hold = None
+    assert not ignore_function("make_finding")(finding)
+
+
+def test_a_job_is_no_route_s() -> None:
+    """Outside of a web application there is no route to compare with."""
+    finding = make_finding()
+    assert not ignore_route("/export")(finding)
+    finding.scope = None
+    assert not ignore_route("/export")(finding)
+
+
+async def leak(scope: Any, receive: Any, send: Any) -> None:
+    """Take a connection and keep it, on a route."""
+    scope["endpoint"] = leak
+    scope["route"] = type("Route", (), {"path": scope["path"]})
+    guard = scope["guard"]
+    from leakguard.core.scope import current_scope  # noqa: PLC0415  (only here)
+
+    take(guard, current_scope.get())
+
+
+@pytest.mark.parametrize("path, kinds", [("/export", []), ("/import", [FindingKind.LEAKED])])
+def test_a_route_is_ignored(path: str, kinds: list[FindingKind]) -> None:
+    """By its full template."""
+    import asyncio  # noqa: PLC0415  (only here)
+
+    recorder = Recorder()
+    guard = installed(recorder, ignore=[ignore_route("/export")])
+    scope = {"type": "http", "method": "GET", "path": path, "guard": guard}
+    asyncio.run(RequestScopes(leak, guard)(scope, None, None))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # not used
+    assert recorder.kinds == kinds
+    guard.uninstall()
+
+
+def test_ignored_findings_are_not_counted() -> None:
+    """What is dropped leaves no trace in the numbers."""
+    recorder = Recorder()
+    verdicts = [True, False]
+    guard = installed(recorder, ignore=[lambda _: verdicts.pop(0)])
+    with guard.scope("job") as scope:
+        site = here()
+        for _ in range(2):
+            take(guard, scope, site)
+    assert [finding.count for finding in recorder.findings] == [1]
+    guard.uninstall()
+
+
+def test_a_predicate_that_raises_ignores_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The finding is told, the fault is logged once."""
+
+    class Predicate:
+        """A callable object, which has no name of its own."""
+
+        def __call__(self, finding: object) -> bool:
+            """Fail."""
+            raise KeyError
+
+    recorder = Recorder()
+    guard = installed(recorder, ignore=[Predicate()])
+    with guard.scope("job") as scope:
+        take(guard, scope)
+        take(guard, scope)
+    assert len(recorder.findings) == 2
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "the ignore predicate Predicate raised KeyError"
+    ]
+    guard.uninstall()
+
+
+@pytest.mark.parametrize("value", ["", None, 7])
+def test_a_predicate_needs_a_string(value: object) -> None:
+    """The error names the argument."""
+    with pytest.raises(SettingsError, match="template=.* is not allowed"):
+        ignore_route(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
+    with pytest.raises(SettingsError, match="name=.* is not allowed"):
+        ignore_function(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
+
+
+def test_a_leak_guard_takes_them() -> None:
+    """They are what the setting wants."""
+    guard = LeakGuard(mode="off", ignore=[ignore_route("/export"), ignore_function("export")])
+    assert len(guard.settings.ignore) == 2

@@ -1,0 +1,317 @@
+"""Who may still return a connection decides when its verdict falls, and only once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from leakguard import FindingKind
+from leakguard.core.guard import Guard
+from tests.core.fakes import FakeConnection, construct, here, installed, take
+from tests.support import PATIENCE, Recorder
+
+LEAKED = FindingKind.LEAKED
+OUTLIVES = FindingKind.OUTLIVES_SCOPE
+
+
+@pytest.fixture
+def guard(recorder: Recorder) -> Iterator[Guard]:
+    guard = installed(recorder, late_after=PATIENCE)
+    yield guard
+    guard.uninstall()
+
+
+@pytest.fixture
+def hasty(recorder: Recorder) -> Iterator[Guard]:
+    """Give a guard that waits for other work hardly at all."""
+    guard = installed(recorder, late_after=0.01)
+    yield guard
+    guard.uninstall()
+
+
+async def settle() -> None:
+    """Let what is ready run."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_with_nothing_running_the_verdict_falls_at_once(guard: Guard, recorder: Recorder) -> None:
+    """In the order of acquisition, sessions last."""
+    with guard.scope("job") as scope:
+        session = construct(guard, scope, here())
+        first, second = take(guard, scope), take(guard, scope)
+    assert [finding.hold for finding in recorder.findings] == [first, second, session]
+    assert recorder.kinds == [LEAKED, LEAKED, FindingKind.UNCLOSED_SESSION]
+
+
+def test_a_close_that_no_event_told_of_counts(guard: Guard, recorder: Recorder) -> None:
+    """The library's word counts more than events."""
+    with guard.scope("job") as scope:
+        hold = take(guard, scope)
+        hold.nested = True
+        hold.is_open = False
+    assert recorder.kinds == [FindingKind.NESTED_CHECKOUT]
+    assert recorder.holds_released == [hold]
+
+
+def test_a_session_is_judged_by_its_connections(guard: Guard, recorder: Recorder) -> None:
+    """One whose connection is lost is not unclosed besides."""
+    with guard.scope("job") as scope:
+        for collected in (True, False):
+            session = construct(guard, scope)
+            hold = take(guard, scope)
+            hold.session = session
+            if collected:
+                hold.collect()
+    assert recorder.kinds == [FindingKind.RECLAIMED, LEAKED]
+
+
+def test_a_session_that_was_closed_is_clean(guard: Guard, recorder: Recorder) -> None:
+    """Whether an event told of it or not."""
+    with guard.scope("job") as scope:
+        construct(guard, scope).is_open = False
+        guard.released(construct(guard, scope))
+    assert recorder.findings == []
+
+
+class Child:
+    """A child task that takes a connection, and goes on until it is told."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.go_on = asyncio.Event()
+        self.hold: FakeConnection | None = None
+
+    async def work(self, *, returns: bool) -> None:
+        """Take a connection of the current scope, and give it back or not."""
+        from leakguard.core.scope import current_scope  # noqa: PLC0415  (only here)
+
+        self.hold = take(self.guard, current_scope.get())
+        await self.go_on.wait()
+        if returns:
+            self.hold.give_back()
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_the_holder_is_waited_for(guard: Guard, recorder: Recorder, returns: bool) -> None:
+    """While it runs the connection outlives its scope; then it is back, or leaked."""
+
+    async def main() -> None:
+        child = Child(guard)
+        async with guard.scope("job"):
+            task = asyncio.create_task(child.work(returns=returns), name="child")
+            await settle()
+        assert recorder.kinds == [OUTLIVES]
+        assert recorder.findings[0].evidence.holder == "task 'child'"
+        child.go_on.set()
+        await task
+        await settle()
+
+    asyncio.run(main())
+    assert recorder.kinds == ([OUTLIVES] if returns else [OUTLIVES, LEAKED])
+    if returns:
+        recorder.wait_for(lambda: recorder.resolutions)
+    else:
+        assert "left by task 'child', which has ended" in str(recorder.findings[1])
+
+
+def test_an_end_that_nobody_tells_is_looked_for(hasty: Guard, recorder: Recorder) -> None:
+    """A loop that is closed tells nothing of its tasks' end; the watch looks now and then."""
+
+    async def main() -> None:
+        child = Child(hasty)
+        async with hasty.scope("job"):
+            children.append(asyncio.create_task(child.work(returns=False)))
+            await settle()
+
+    children: list[asyncio.Task[None]] = []
+    asyncio.run(main())
+    recorder.wait_for(lambda: recorder.kinds == [OUTLIVES, LEAKED])
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_other_work_of_the_scope_is_waited_for(
+    guard: Guard, recorder: Recorder, returns: bool
+) -> None:
+    """A library may close from a clean-up task, a moment after the scope has ended."""
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def clean_up(hold: FakeConnection) -> None:
+            await go_on.wait()
+            if returns:
+                hold.give_back()
+
+        async with guard.scope("job") as scope:
+            construct(guard, scope)
+            task = asyncio.create_task(clean_up(take(guard, scope)))
+            await settle()
+        assert recorder.kinds == []
+        go_on.set()
+        await task
+        await settle()
+
+    asyncio.run(main())
+    assert recorder.kinds == ([] if returns else [LEAKED])
+
+
+def test_a_close_during_the_wait_that_no_event_told_of_counts(
+    guard: Guard, recorder: Recorder
+) -> None:
+    """The library is asked again when the wait is over."""
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+        async with guard.scope("job") as scope:
+            hold = take(guard, scope)
+            task = asyncio.create_task(go_on.wait())
+            await settle()
+        hold.is_open = False
+        go_on.set()
+        await task
+        await settle()
+        assert recorder.holds_released == [hold]
+
+    asyncio.run(main())
+    assert recorder.kinds == []
+
+
+def test_other_work_is_waited_for_no_longer_than_late_after(
+    hasty: Guard, recorder: Recorder
+) -> None:
+    """An endless task that has nothing to do with it does not hide a leak."""
+
+    async def main() -> None:
+        async with hasty.scope("job") as scope:
+            take(hasty, scope)
+            endless = asyncio.create_task(asyncio.Event().wait())
+            await settle()
+        assert recorder.kinds == []
+        await asyncio.to_thread(recorder.wait_for, lambda: recorder.findings)
+        assert not endless.done()
+        endless.cancel()
+
+    asyncio.run(main())
+    assert recorder.kinds == [LEAKED]
+
+
+def test_the_wait_for_others_begins_when_the_holder_ends(
+    hasty: Guard, recorder: Recorder
+) -> None:
+    """First the holder is waited for, without a limit, then the others, for a while."""
+
+    async def main() -> None:
+        child = Child(hasty)
+        async with hasty.scope("job"):
+            task = asyncio.create_task(child.work(returns=False))
+            endless = asyncio.create_task(asyncio.Event().wait())
+            await settle()
+        child.go_on.set()
+        await task
+        await settle()
+        assert recorder.kinds == [OUTLIVES]
+        await asyncio.to_thread(recorder.wait_for, lambda: len(recorder.findings) == 2)
+        endless.cancel()
+
+    asyncio.run(main())
+    assert recorder.kinds == [OUTLIVES, LEAKED]
+
+
+def test_what_is_collected_during_the_wait_has_leaked(guard: Guard, recorder: Recorder) -> None:
+    """Nobody can return it any more: the verdict does not depend on the collector."""
+
+    async def main() -> None:
+        async with guard.scope("job") as scope:
+            hold = take(guard, scope)
+            endless = asyncio.create_task(asyncio.Event().wait())
+            await settle()
+        hold.collect()
+        await asyncio.to_thread(recorder.wait_for, lambda: recorder.resolutions)
+        endless.cancel()
+
+    asyncio.run(main())
+    assert recorder.kinds == [LEAKED]
+    assert recorder.findings[0].resolved
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_work_that_takes_one_after_its_scope_has_ended_is_followed(
+    guard: Guard, recorder: Recorder, returns: bool
+) -> None:
+    """There is nothing to say while it runs; if it ends without returning it, it has leaked."""
+
+    async def main() -> None:
+        child = Child(guard)
+        async with guard.scope("job"):
+            task = asyncio.create_task(child.work(returns=returns))
+        assert child.hold is None
+        await settle()
+        assert child.hold is not None
+        child.go_on.set()
+        await task
+        await settle()
+
+    asyncio.run(main())
+    assert recorder.kinds == ([] if returns else [LEAKED])
+
+
+def test_a_session_constructed_after_its_scope_has_ended_is_nothing_to_say(
+    guard: Guard, recorder: Recorder
+) -> None:
+    """Only connections are followed then."""
+    with guard.scope("job") as scope:
+        pass
+    construct(guard, scope)
+    assert recorder.findings == []
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_thread_is_waited_for(hasty: Guard, recorder: Recorder, returns: bool) -> None:
+    """Work of a thread in a copy of the context is a holder like a task."""
+    took, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        hold = take(hasty, scope)
+        took.set()
+        assert go_on.wait(PATIENCE)
+        if returns:
+            hold.give_back()
+
+    with hasty.scope("job") as scope:
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(work,))
+        thread.start()
+        assert took.wait(PATIENCE)
+    assert recorder.kinds == [OUTLIVES]
+    go_on.set()
+    thread.join()
+    del context, thread
+    gc.collect()
+    if returns:
+        recorder.wait_for(lambda: recorder.resolutions)
+    else:
+        recorder.wait_for(lambda: recorder.kinds == [OUTLIVES, LEAKED])
+
+
+def test_after_an_uninstallation_nothing_is_waited_for(recorder: Recorder) -> None:
+    """What the guard was waiting for is forgotten with it."""
+
+    async def main() -> None:
+        guard = installed(recorder)
+        child = Child(guard)
+        async with guard.scope("job"):
+            task = asyncio.create_task(child.work(returns=False))
+            await settle()
+        guard.uninstall()
+        child.go_on.set()
+        await task
+        await settle()
+
+    asyncio.run(main())
+    assert recorder.kinds == [OUTLIVES]

@@ -1,0 +1,101 @@
+"""Observers are told, and isolated from the application and from one another."""
+
+from __future__ import annotations
+
+import pytest
+
+from leakguard import Observer
+from leakguard.core.faults import Faults
+from leakguard.core.observer import Observers
+from tests.core.fakes import installed, make_finding, take
+from tests.support import Recorder
+
+
+class Broken(Observer):
+    """An observer that raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.calls = 0
+
+    def acquired(self, hold: object) -> None:
+        self.calls += 1
+        raise self.error
+
+
+def test_every_method_of_the_base_does_nothing() -> None:
+    """One overrides what one wants to be told."""
+    observer = Observer()
+    finding = make_finding()
+    assert finding.hold is not None
+    assert finding.scope is not None
+    observer.scope_opened(finding.scope)
+    observer.scope_closed(finding.scope)
+    observer.acquired(finding.hold)
+    observer.released(finding.hold)
+    observer.found(finding)
+    observer.resolved(finding)
+
+
+def test_what_nobody_overrides_costs_nothing() -> None:
+    """Only methods that are overridden are called at all."""
+    observers = Observers([Observer(), Broken(KeyError())], Faults())
+    assert len(observers.acquired) == 1
+    assert observers.found == observers.released == observers.scope_opened == ()
+
+
+def test_an_observer_that_raises_is_logged_once_and_disabled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others go on, and so does the application."""
+    before, broken, after = Recorder(), Broken(KeyError("lost")), Recorder()
+    guard = installed(before, broken, after)
+    for _ in range(3):
+        take(guard)
+    assert broken.calls == 1
+    assert len(before.holds_acquired) == len(after.holds_acquired) == 3
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        "the observer Broken raised KeyError; the application is not affected. "
+        "It will not be called again."
+    ]
+    assert guard.observers.find(Broken) is None
+    assert guard.observers.find(Recorder) is before
+    guard.uninstall()
+
+
+def test_an_exception_that_is_no_error_passes() -> None:
+    """Who wants to end the process may do so from an observer, too."""
+    guard = installed(Broken(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        take(guard)
+    guard.uninstall()
+
+
+def test_a_function_in_place_of_a_method_is_called() -> None:
+    """An observer may get a method as an attribute of the object."""
+    told: list[object] = []
+    observer = Observer()
+    observer.acquired = told.append  # type: ignore[method-assign]  # as users do
+    guard = installed(observer)
+    hold = take(guard)
+    assert told == [hold]
+    guard.uninstall()
+
+
+def test_such_a_function_that_raises_is_disabled_too(caplog: pytest.LogCaptureFixture) -> None:
+    """It has no observer that could be named, and must not be called for ever."""
+    calls: list[object] = []
+
+    def fail(hold: object) -> None:
+        calls.append(hold)
+        raise KeyError
+
+    observer = Observer()
+    observer.acquired = fail  # type: ignore[method-assign]  # as users do
+    guard = installed(observer)
+    take(guard)
+    take(guard)
+    assert len(calls) == 1
+    assert len(caplog.records) == 1
+    guard.uninstall()

@@ -1,0 +1,125 @@
+"""Scopes nest, end, and keep little."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+
+import pytest
+
+from leakguard import Scope, SettingsError
+from leakguard.core.scope import NO_EVENTS, EventLog, current_scope, nearest_open
+from tests.core.fakes import installed
+
+
+def test_scopes_nest() -> None:
+    """The innermost one is current, and its parent is again afterwards."""
+    guard = installed()
+    with guard.scope("outer") as outer:
+        with guard.scope("inner", type="test") as inner:
+            assert current_scope.get() is inner
+            assert inner.parent is outer
+        assert current_scope.get() is outer
+    assert current_scope.get() is None
+    assert (outer.type, inner.type) == ("job", "test")
+    assert repr(inner) == "<Scope test 'inner'>"
+    assert (inner.route, inner.method, inner.trace_id) == (None, None, None)
+    guard.uninstall()
+
+
+def test_a_scope_may_be_left_in_another_context() -> None:
+    """A fixture that is a generator may be resumed in a context that it did not start in."""
+    guard = installed()
+    block = guard.scope("fixture")
+    entered = contextvars.copy_context()
+    scope = entered.run(block.__enter__)
+    entered.copy().run(block.__exit__, None, None, None)
+    assert scope.closed_at is not None
+
+
+def test_a_scope_left_in_a_copy_of_its_context_is_not_current_there() -> None:
+    """In the copy its parent is current again; where it was never current nothing changes."""
+    guard = installed()
+    for elsewhere in (True, False):
+        scope = Scope(guard, "fixture", "test", NO_EVENTS)
+        entered = contextvars.copy_context()
+        entered.run(scope.enter)
+        copy = contextvars.copy_context() if elsewhere else entered.copy()
+        copy.run(scope.leave)
+        assert copy.get(current_scope) is None
+    guard.uninstall()
+
+
+def test_a_job_that_starts_its_successor_makes_no_chain() -> None:
+    """However many jobs follow each other, each from within the one before, none is kept."""
+    guard = installed()
+
+    async def job(left: int) -> None:
+        async with guard.scope(f"job {left}"):
+            if left:
+                successors.append(asyncio.create_task(job(left - 1)))
+                await asyncio.sleep(0)
+
+    async def main() -> None:
+        await job(50)
+        while successors:
+            await successors.pop()
+        gc.collect()
+        chain = [one for one in gc.get_objects() if isinstance(one, Scope)]
+        assert len([scope for scope in chain if scope.guard is guard]) <= 3
+
+    successors: list[asyncio.Task[None]] = []
+    asyncio.run(main())
+    guard.uninstall()
+
+
+def test_the_nearest_open_one() -> None:
+    """Scopes that have ended are passed over."""
+    guard = installed()
+    with guard.scope("outer") as outer:
+        with guard.scope("middle") as middle, guard.scope("inner") as inner:
+            assert nearest_open(inner) is inner
+        assert nearest_open(inner) is outer
+        assert middle.closed_at is not None
+    assert nearest_open(inner) is None
+    guard.uninstall()
+
+
+def test_events_are_kept_up_to_a_bound() -> None:
+    """The first ones are kept, the others counted."""
+    log = EventLog()
+    for number in range(EventLog.LIMIT + 7):
+        log.add(f"step {number}")
+    assert [event.what for event in log.all()] == [f"step {n}" for n in range(EventLog.LIMIT)]
+    assert log.missed == 7
+    assert all(event.at >= 0 for event in log.all())
+
+
+def test_no_events_are_kept_where_the_settings_say_so() -> None:
+    """Adding to the null log does nothing."""
+    guard = installed(events=False)
+    with guard.scope("job") as scope:
+        scope.log.add("something")
+    assert scope.events == ()
+    assert NO_EVENTS.all() == ()
+    guard.uninstall()
+
+
+def test_a_duration_stands_still_at_the_end() -> None:
+    """While it is open it grows; afterwards it is what it was."""
+    guard = installed()
+    with guard.scope("job") as scope:
+        first = scope.duration
+        assert scope.duration >= first >= 0
+    assert scope.duration == scope.duration
+    guard.uninstall()
+
+
+@pytest.mark.parametrize("name, type_", [("", "job"), (7, "job"), ("job", ""), ("job", None)])
+def test_a_scope_needs_a_name_and_a_type(name: object, type_: object) -> None:
+    """Both are strings of at least one character."""
+    guard = installed()
+    with pytest.raises(SettingsError, match="a string of at least one character"):
+        guard.scope(name, type=type_)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
+    guard.uninstall()

@@ -1,0 +1,131 @@
+"""Settings are built once, from a preset and what is given, and a mistake is named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leakguard import Finding, LeakGuard, LeakGuardMiddleware, Observer, SettingsError
+from leakguard.core.settings import MODE_VARIABLE, Mode, build_settings, default_mode
+
+
+@pytest.fixture(autouse=True)
+def no_mode_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MODE_VARIABLE, raising=False)
+
+
+def never(_: Finding) -> bool:
+    return False
+
+
+BAD = [
+    ("mode", "prod", "'off', 'production', 'development', 'testing'"),
+    ("mode", 7, "'off', 'production', 'development', 'testing'"),
+    ("mode", ["testing"], "'off', 'production', 'development', 'testing'"),
+    ("held_after", -1, "0 or more"),
+    ("held_after", float("nan"), "0 or more"),
+    ("held_after", float("inf"), "0 or more"),
+    ("held_after", 10**400, "0 or more"),
+    ("held_after", "5", "a number of seconds"),
+    ("held_after", True, "a number of seconds"),
+    ("late_after", None, "a number of seconds"),
+    ("late_after", -0.5, "0 or more"),
+    ("frames", 0, "1 or more"),
+    ("frames", 1.5, "1 or more"),
+    ("frames", True, "1 or more"),
+    ("statements", "yes", "True or False"),
+    ("events", 1, "True or False"),
+    ("observers", "log", "a list of Observer instances"),
+    ("observers", [Observer], "a list of Observer instances"),
+    ("observers", Observer(), "a list of Observer instances"),
+    ("ignore", "leaked", "a list of functions"),
+    ("ignore", ["leaked"], "a list of functions"),
+    ("ignore", never, "a list of functions"),
+    ("ignore", None, "a list of functions"),
+    ("engines", 7, "an Engine or an AsyncEngine|a list of engines"),
+    ("engines", {"main": 1}, "a list of engines"),
+    ("heldafter", 5, "no such setting; known are mode, engines, observers"),
+]
+
+
+@pytest.mark.parametrize("name, value, allowed", BAD, ids=[f"{n}={v!r:.20}" for n, v, _ in BAD])
+def test_a_bad_value_is_named(name: str, value: object, allowed: str) -> None:
+    """The error names the setting, the value and what is allowed, at construction."""
+    options: Any = {name: value}
+    for construct in (lambda: LeakGuard(**options), lambda: LeakGuardMiddleware(None, **options)):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # never called
+        with pytest.raises(SettingsError, match=allowed) as raised:
+            construct()
+        assert (
+            (raised.value.setting, raised.value.value) == (name, value)
+            or name == "ignore"
+            or name == "observers"
+        )
+        assert str(raised.value).startswith(f"{name}=")
+        assert isinstance(raised.value, ValueError)
+
+
+GOOD = [
+    ("mode", "testing", Mode.TESTING),
+    ("held_after", 0, 0.0),
+    ("held_after", None, None),
+    ("late_after", 2, 2.0),
+    ("frames", 3, 3),
+    ("statements", False, False),
+    ("events", False, False),
+    ("engines", None, None),
+    ("engines", [], ()),
+    ("observers", None, None),
+    ("observers", [], ()),
+    ("ignore", [never], (never,)),
+]
+
+
+@pytest.mark.parametrize("name, value, kept", GOOD)
+def test_a_good_value_is_kept(name: str, value: object, kept: object) -> None:
+    """What is given wins over the preset."""
+    assert getattr(build_settings({"mode": "development", name: value}), name) == kept
+
+
+def test_the_rest_comes_from_the_preset() -> None:
+    """An explicit argument changes nothing else."""
+    settings = build_settings({"mode": "development", "frames": 3})
+    assert (settings.held_after, settings.statements, settings.late_after) == (5.0, True, 1.0)
+
+
+def test_the_environment_names_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`LEAKGUARD_MODE` decides where no argument does."""
+    monkeypatch.setenv(MODE_VARIABLE, "testing")
+    assert build_settings({}).mode is Mode.TESTING
+    assert build_settings({"mode": None}).mode is Mode.TESTING
+    assert build_settings({"mode": "off"}).mode is Mode.OFF
+    monkeypatch.setenv(MODE_VARIABLE, "prod")
+    with pytest.raises(SettingsError, match=r"LEAKGUARD_MODE='prod' is not allowed"):
+        LeakGuard()
+
+
+def test_the_application_s_debug_flag_means_development(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without argument and environment, `debug` decides between development and production."""
+    monkeypatch.setattr(sys, "flags", type("Flags", (), {"dev_mode": False}))
+    assert default_mode(debug=True) is Mode.DEVELOPMENT
+    assert default_mode() is Mode.PRODUCTION
+
+
+@pytest.mark.parametrize("arguments, mode", [([], "production"), (["-X", "dev"], "development")])
+def test_python_s_dev_mode_means_development(arguments: list[str], mode: str) -> None:
+    """`python -X dev` is asked for by people who want to see what is wrong."""
+    code = "from leakguard import LeakGuard; print(LeakGuard().settings.mode)"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDEVMODE"}
+    out = subprocess.run(  # noqa: S603  (our own code)
+        [sys.executable, "-W", "ignore", *arguments, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
+    assert out.stdout.strip() == mode

@@ -1,0 +1,134 @@
+"""One daemon thread does what no request is there to do."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+from time import monotonic
+
+import pytest
+
+from leakguard.core.faults import Faults
+from leakguard.core.watch import Watch
+from tests.support import PATIENCE
+
+
+@pytest.fixture
+def watch() -> Watch:
+    watch = Watch(Faults())
+    watch.join()
+    return watch
+
+
+def wait(done: threading.Event) -> None:
+    assert done.wait(PATIENCE)
+
+
+def test_what_is_posted_is_done_in_order(watch: Watch) -> None:
+    """Jobs are done one after the other, those posted before the start included."""
+    done: list[int] = []
+    end = threading.Event()
+    watch.post(lambda: done.append(1))
+    watch.start()
+    watch.start()
+    watch.post(lambda: done.append(2))
+    watch.post(end.set)
+    wait(end)
+    assert done == [1, 2]
+    watch.leave()
+
+
+def test_what_is_for_later_is_done_when_it_is_time(watch: Watch) -> None:
+    """The earlier of two deadlines comes first, whichever was posted first."""
+    done: list[int] = []
+    end = threading.Event()
+    now = monotonic()
+    watch.start()
+    watch.post_at(now + 0.02, lambda: done.append(2))
+    watch.post_at(now + 0.01, lambda: done.append(1))
+    watch.post_at(now + 0.03, end.set)
+    watch.post_at(now - 1, lambda: done.append(0))
+    wait(end)
+    assert done == [0, 1, 2]
+    watch.leave()
+
+
+def test_a_job_that_raises_is_logged_once(
+    watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread outlives any fault."""
+
+    def fail() -> None:
+        raise RuntimeError("a fault")
+
+    end = threading.Event()
+    watch.start()
+    watch.post(fail)
+    watch.post(fail)
+    watch.post(end.set)
+    wait(end)
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "leakguard's watch raised RuntimeError"
+    ]
+    watch.leave()
+
+
+def test_the_thread_goes_with_the_last_guard(watch: Watch) -> None:
+    """What is posted until then is done; afterwards it can be started anew."""
+    threads: list[threading.Thread] = []
+    watch.join()
+    watch.start()
+    watch.leave()
+    assert watch.started
+    last = threading.Event()
+    watch.post(lambda: threads.append(threading.current_thread()))
+    watch.post(last.set)
+    watch.leave()
+    wait(last)
+    assert not watch.started
+    watch.join()
+    end = threading.Event()
+    watch.post(end.set)
+    watch.start()
+    wait(end)
+    threads[0].join(PATIENCE)
+    assert not threads[0].is_alive()
+    watch.leave()
+
+
+def test_leaving_without_a_start_is_nothing(watch: Watch) -> None:
+    """A guard that never had anything to do leaves no thread."""
+    watch.leave()
+    assert not watch.started
+
+
+def test_the_thread_keeps_no_context_alive(watch: Watch) -> None:
+    """It is started by some request, and must not keep that request's variables."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    variable.set("of the request")
+    seen: list[str | None] = []
+    end = threading.Event()
+    watch.start()
+    watch.post(lambda: seen.append(variable.get(None)))
+    watch.post(end.set)
+    wait(end)
+    assert seen == [None]
+    watch.leave()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="cannot run in CI: this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_child_of_a_fork_has_a_thread_of_its_own(watch: Watch) -> None:
+    """Threads do not survive a fork: the child starts its own when it needs one."""
+    watch.start()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - in the child, where nobody measures
+        end = threading.Event()
+        stopped = not watch.started
+        watch.start()
+        watch.post(end.set)
+        os._exit(0 if stopped and end.wait(PATIENCE) else 1)  # noqa: SLF001  (the way to leave a fork)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    watch.leave()

@@ -1,0 +1,36 @@
+"""Errors say what happened and survive being sent to another process."""
+
+from __future__ import annotations
+
+import pickle
+
+from leakguard import ConnectionLeakError, LeakGuardError, SettingsError
+from tests.core.fakes import make_finding
+
+
+class Unprintable:
+    """A value whose `repr` raises."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
+    """A user's broken `repr` does not hide the message."""
+    error = SettingsError("mode", Unprintable(), "it is a mode")
+    assert str(error) == "mode=<a Unprintable whose repr raises> is not allowed: it is a mode"
+
+
+def test_a_settings_error_can_be_pickled() -> None:
+    """The error of a worker process reaches its parent whole."""
+    error = pickle.loads(pickle.dumps(SettingsError("frames", 0, "it is 1 or more")))  # noqa: S301  (our own)
+    assert (error.setting, error.value, error.allowed) == ("frames", 0, "it is 1 or more")
+
+
+def test_a_leak_error_carries_its_findings() -> None:
+    """The message is the reports, one after the other."""
+    findings = [make_finding(), make_finding()]
+    error = ConnectionLeakError(findings)
+    assert isinstance(error, LeakGuardError)
+    assert error.findings == tuple(findings)
+    assert str(error).count("leaked: ") == 2
