@@ -16,6 +16,8 @@ from leakguard.sources.asgi import AsgiApp, RequestScopes
 from leakguard.sources.sqlalchemy import SQLALCHEMY, check_engines
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from leakguard.core.observer import Observer
 
 
@@ -44,7 +46,7 @@ class LeakGuard(Guard):
         check_engines(settings.engines)
         observers = settings.observers
         if observers is None:
-            observers = default_observers(settings.mode)
+            observers = _DEFAULT_OBSERVERS[settings.mode]()
         super().__init__(settings, observers, (SQLALCHEMY,))
 
     @property
@@ -77,17 +79,13 @@ class LeakGuardMiddleware(RequestScopes):
         super().__init__(app, guard)
 
 
-def default_observers(mode: Mode) -> tuple[Observer, ...]:
-    """Make the observers of a mode."""
-    match mode:
-        case Mode.DEVELOPMENT:
-            return (Log(notices=True), Warnings(), History())
-        case Mode.TESTING:
-            return (History(),)
-        case Mode.PRODUCTION:
-            return (Log(notices=False),)
-        case Mode.OFF:
-            return ()
+_DEFAULT_OBSERVERS: Final[dict[Mode, Callable[[], tuple[Observer, ...]]]] = {
+    Mode.OFF: lambda: (),
+    Mode.PRODUCTION: lambda: (Log(notices=False),),
+    Mode.DEVELOPMENT: lambda: (Log(notices=True), Warnings(), History()),
+    Mode.TESTING: lambda: (History(),),
+}
+"""Makes the observers of a mode, anew for each guard."""
 
 
 _WRAPPED_AT_MOST: Final = 100

@@ -48,6 +48,8 @@ def of_life(life: Life, example: Example) -> Iterator[Claim]:
         yield Claim(f"{title}: closed before the response", early, life.ending)
     if leaks and life.findings:
         yield from _of_finding(life, example)
+    if leaks and not variation.function_scope:  # the same lines again are only counted
+        yield from _of_report(life, example)
 
 
 def _of_finding(life: Life, example: Example) -> Iterator[Claim]:
@@ -63,8 +65,7 @@ def _of_finding(life: Life, example: Example) -> Iterator[Claim]:
     yield Claim(f"{title} line of the checkout", life.line(What.CHECKED_OUT), acquired)
 
 
-def of_report(life: Life, example: Example) -> Iterator[Claim]:
-    """Claim that the leak was logged, and that Python warned, each with the line."""
+def _of_report(life: Life, example: Example) -> Iterator[Claim]:
     place = f"without_finally.py:{line_of(example, 'SessionLocal()')}"
     for what, said, printed in (
         ("the report", f"{place} in get_db", life.log),

@@ -186,7 +186,7 @@ def _state(moment: Moment, *, taken: bool) -> str:
 _WORDS: Mapping[What, Callable[[Moment, Life], tuple[str, str]]] = {
     What.RECEIVED: lambda _, __: ("request received", "no session yet"),
     What.CALLED: lambda _, __: ("call get_db()", ""),
-    What.CONSTRUCTED: lambda moment, _: ("db = SessionLocal()", _line(moment)),
+    What.CONSTRUCTED: lambda moment, _: ("call SessionLocal()", _line(moment)),
     What.YIELDED: lambda moment, _: ("get_db() yields db", _line(moment)),
     What.ENTERED: lambda _, __: ("endpoint gets db", "read_item()"),
     What.CHECKED_OUT: lambda moment, _: ("first statement", _line(moment)),
@@ -195,7 +195,7 @@ _WORDS: Mapping[What, Callable[[Moment, Life], tuple[str, str]]] = {
     What.RESPONDED: lambda _, life: ("response sent", f"status {life.answer.status}"),
     What.RESUMED: lambda moment, life: (
         "get_db() goes on",
-        f"{'exception at' if life.raised else 'after'} {_line(moment)}",
+        f"{'raises at' if life.raised else 'after'} {_line(moment)}",
     ),
     What.CLOSED: lambda moment, _: ("db.close()", _line(moment)),
     What.LEFT: lambda _, life: ("get_db() ends", "" if life.closed else "close() not reached"),

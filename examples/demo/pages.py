@@ -13,7 +13,18 @@ from rich.text import Text
 from examples.demo.application import HAS_FUNCTION_SCOPE, Example
 from examples.demo.lifecycle import Life, rows, verdict
 from examples.demo.observation import What
-from examples.demo.screen import BAD, GOOD, QUIET, Screen, beside, quoted, source, table, titled
+from examples.demo.screen import (
+    BAD,
+    GOOD,
+    QUIET,
+    STRONG,
+    Screen,
+    beside,
+    quoted,
+    source,
+    table,
+    titled,
+)
 from examples.demo.server import HOST
 from examples.demo.shortage import POOL_SIZE, POOL_TIMEOUT, Shortage
 
@@ -41,17 +52,16 @@ def introduction(screen: Screen, examples: Iterable[Example], port: int) -> None
 
 
 def lives(screen: Screen, seen: Sequence[Life]) -> None:
-    """Show two requests step by step, all of them in a line each, and what leakguard said."""
+    """Show every request step by step, then in a line each, and what leakguard said."""
     screen.heading("The life of a request")
     screen.say(
         "In the order in which it was seen. [bold](n)[/]: connections out of the pool at that "
         "moment, by its own count. The value is what the variable db of get_db() named."
     )
-    leaking = _find(seen, with_finally=False, raises=True)
-    for one in (_find(seen, with_finally=True, raises=False), leaking):
+    for one in seen:
         _steps(screen, one)
     _comparison(screen, seen)
-    _report(screen, leaking)
+    _report(screen, _find(seen, with_finally=False, raises=True))
 
 
 def _find(seen: Iterable[Life], *, with_finally: bool, raises: bool) -> Life:
@@ -63,7 +73,8 @@ def _steps(screen: Screen, seen: Life) -> None:
     steps = table("Step", "Action", "Connection State", "Yielded Value", "Notes")
     for number, row in enumerate(rows(seen), 1):
         steps.add_row(f"{number:>3}", *row[:4], style=_TURNS[row.turn])
-    screen.show(titled(seen.variation.title, f"GET {seen.variation.path}"), steps)
+    request = Text(f"GET {seen.variation.path}\n", QUIET)
+    screen.show(Text(seen.variation.title, STRONG), request, steps)
 
 
 _TURNS = {None: "", "returned": GOOD, "lost": BAD}

@@ -10,6 +10,7 @@ import dis
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import CodeType
 from typing import Final
 
@@ -26,7 +27,7 @@ class Case:
     acquirer: CodeType | None = None
     """The function that checked the connection out."""
     closed_by: CodeType | None = None
-    """The function that closed the session before its first use."""
+    """The generator that closed the session before its first use, because nobody kept it."""
     by_session: bool = False
     """Whether a session checked the connection out."""
     exception: str | None = None
@@ -40,7 +41,10 @@ class Case:
     taken_again: bool = False
     """Whether the session had given a connection back before, by commit or rollback."""
     after_response: bool = False
-    """Whether the connection was checked out after the last byte of the response."""
+    """Whether the session was constructed after the last byte of the response; where there is
+    none, whether the connection was checked out then."""
+    asynchronous: bool | None = None
+    """Whether the session or connection is used with `await`; `None` where nobody knows."""
     constructed_outside: bool = False
     """Whether the session was constructed outside of any scope, and used in this one."""
     endpoint: CodeType | None = None
@@ -98,7 +102,7 @@ def _used_after_close(case: Case) -> Hint | None:
 
 
 def _skipped_by_cancellation(case: Case) -> Hint | None:
-    if not case.cancelled:
+    if not (case.cancelled and (_might_close(case.constructor) or _might_close(case.acquirer))):
         return None
     return Hint(
         "the request was cancelled, and the code that would have given the connection back "
@@ -185,6 +189,7 @@ def _might_close(code: CodeType | None) -> bool:
     return _calls_close(code) or _has_block(code)
 
 
+@lru_cache(maxsize=1024)  # the same few functions come again and again, at the cost of a request
 def _has_block(code: CodeType | None) -> bool:
     """Say whether the function has a `with` or `try` block, which might be a clean-up."""
     # Coroutines and generators have an exception table of their own, for StopIteration; only
@@ -194,6 +199,7 @@ def _has_block(code: CodeType | None) -> bool:
     )
 
 
+@lru_cache(maxsize=1024)
 def _closes_on_exception(code: CodeType | None) -> bool:
     """Say whether a handler of the function closes something: that of `with`, or of `finally`."""
     handling = False
@@ -207,8 +213,14 @@ def _closes_on_exception(code: CodeType | None) -> bool:
     return False
 
 
+def _is_asynchronous(case: Case) -> bool:
+    if case.asynchronous is None:
+        return is_async(case.constructor or case.acquirer)
+    return case.asynchronous
+
+
 def _wrap_the_yield(case: Case) -> str:
-    if is_async(case.constructor):
+    if _is_asynchronous(case):
         return "async with the session around the yield: async with Session() as db: yield db"
     return "wrap the yield: try: yield db / finally: db.close(), or: with Session() as db: yield db"
 
@@ -218,7 +230,7 @@ def _close_always(case: Case) -> str:
 
 
 def _block(case: Case) -> str:
-    asynchronous = "async " if is_async(case.constructor or case.acquirer) else ""
+    asynchronous = "async " if _is_asynchronous(case) else ""
     what = "Session() as db:" if case.by_session else "engine.connect() as connection:"
     return f"{asynchronous}with {what}"
 

@@ -12,6 +12,7 @@ from leakguard.core.faults import FAULTS
 from leakguard.core.finding import FindingKind
 from leakguard.core.hold import ConnectionHold, Hold
 from leakguard.core.judge import Judge
+from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observers
 from leakguard.core.register import Register
 from leakguard.core.report import describe_return
@@ -19,7 +20,7 @@ from leakguard.core.scope import NO_EVENTS, EventLog, Scope
 from leakguard.core.settings import Mode
 from leakguard.core.verdict import Verdict
 from leakguard.core.watch import WATCH
-from leakguard.exceptions import SettingsError
+from leakguard.exceptions import LeakGuardError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -62,23 +63,26 @@ class Guard:
 
     def install(self) -> Self:
         """Begin to watch. Does nothing where it is installed, or where the mode is "off"."""
-        if not self.installed and self.settings.mode is not Mode.OFF:
-            for source in self._sources:
-                source.attach(self)
-            self.installed = True
-            WATCH.join()
+        # The watch may be taking out the guard of a middleware that is gone.
+        with LOCK:
+            if not self.installed and self.settings.mode is not Mode.OFF:
+                for source in self._sources:
+                    source.attach(self)
+                self.installed = True
+                WATCH.join()
         return self
 
     def uninstall(self) -> None:
         """Stop watching and forget every open hold. Does nothing where it is not installed."""
-        if self.installed:
-            self.installed = False
-            for source in reversed(self._sources):
-                source.detach(self)
-            self._judge.forget()
-            self._open.clear()
-            self._unresolved.clear()
-            WATCH.leave()
+        with LOCK:
+            if self.installed:
+                self.installed = False
+                for source in reversed(self._sources):
+                    source.detach(self)
+                self._judge.forget()
+                self._forget_open()
+                self._unresolved.clear()
+                WATCH.leave()
 
     def __enter__(self) -> Self:
         return self.install()
@@ -143,11 +147,19 @@ class Guard:
         if observers.acquired:
             observers.tell(observers.acquired, hold)
 
-    def withdraw(self, hold: Hold) -> None:
-        """Give up a hold that belongs to another scope, as its session tells."""
-        self._open.pop(hold, None)
+    def hand_over(self, hold: Hold, guard: Guard, scope: Scope) -> None:
+        """Give a hold to the scope that its session belongs to, which may be another guard's."""
         if hold.scope is not None:
             hold.scope.open_holds.pop(hold, None)
+        hold.guard, hold.scope = guard, scope
+        if guard is self:
+            scope.log.add(_ACQUIRED[hold.resource], hold.site)
+            self._enter_scope(hold, scope)
+            return
+        self._open.pop(hold, None)
+        # To its observers the hold is gone: who counts must come out even.
+        self.observers.tell(self.observers.released, hold)
+        guard.acquired(hold)
 
     def released(self, hold: Hold) -> None:
         """Take note that a session was closed or a connection came back; once is enough."""
@@ -175,6 +187,13 @@ class Guard:
         hold.released_monotonic = monotonic()
         hold.collected = True
         WATCH.post(partial(self._after_collection, hold))
+
+    def _forget_open(self) -> None:
+        for hold in self._open.copy():
+            # Its scope may still be open, and be judged by a guard that is installed again.
+            if hold.scope is not None:
+                hold.scope.open_holds.pop(hold, None)
+        self._open.clear()
 
     def _enter_scope(self, hold: Hold, scope: Scope) -> None:
         scope.open_holds[hold] = None
@@ -235,7 +254,7 @@ class Guard:
 
 
 class ScopeBlock:
-    """The block of `guard.scope(...)`; it can be entered once."""
+    """The block of `guard.scope(...)`; it can be entered once, else raises `LeakGuardError`."""
 
     def __init__(self, guard: Guard, name: str, type: str) -> None:  # noqa: A002  (the field's name for it)
         self._guard = guard
@@ -244,6 +263,11 @@ class ScopeBlock:
         self._scope: Scope | None = None
 
     def __enter__(self) -> Scope:
+        if self._scope is not None:
+            raise LeakGuardError(
+                f"the block of scope {self._name!r} was entered before, and stands for one scope "
+                "only: call guard.scope() for each"
+            )
         guard = self._guard
         scope = self._scope = Scope(guard, self._name, self._type, guard.new_log())
         guard.open_scope(scope)
@@ -289,11 +313,18 @@ def allow(reason: str) -> Generator[None, None, None]:
     """
     if not isinstance(reason, str) or not reason.strip():
         raise SettingsError("reason", reason, "it says in a few words why the use is deliberate")
+    before = _allowed.get()
     token = _allowed.set(reason)
     try:
         yield
     finally:
-        _allowed.reset(token)
+        try:
+            _allowed.reset(token)
+        except ValueError:
+            # Left in another context than entered: frameworks run the two halves of a
+            # synchronous dependency in two threads.
+            if _allowed.get() is reason:
+                _allowed.set(before)
 
 
 _allowed: Final[ContextVar[str | None]] = ContextVar("leakguard_allowed", default=None)

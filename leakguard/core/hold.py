@@ -25,6 +25,7 @@ class Hold:
     __slots__ = (
         "acquired_monotonic",
         "allowed",
+        "asynchronous",
         "collected",
         "guard",
         "holder",
@@ -54,6 +55,8 @@ class Hold:
         """Whether the garbage collector took it before anybody closed it."""
         self.allowed: str | None = None
         """The reason given to `allow`, which exempts it from findings."""
+        self.asynchronous: bool | None = None
+        """Whether it is used with `await`; `None` where nobody knows yet."""
 
     @property
     def created_at(self) -> CallSite | None:
@@ -120,7 +123,7 @@ class Hold:
 class SessionHold(Hold):
     """An ORM session."""
 
-    __slots__ = ("checkouts", "checkouts_ever", "closed_by", "connection_lost", "times_closed")
+    __slots__ = ("checkouts_ever", "closed_by", "connection_lost", "returns", "times_closed")
 
     resource = "session"
 
@@ -128,10 +131,11 @@ class SessionHold(Hold):
         super().__init__(guard, "", scope, site)
         self.times_closed = 0
         self.closed_by: CodeType | None = None
-        """The user's function that closed it before its first use."""
-        self.checkouts = 0
-        """How many connections it checked out since its construction or last close."""
+        """The user's generator that closed it before its first use, because nobody kept it."""
+        self.returns = 0
+        """How many of its connections came back since its construction or last close."""
         self.checkouts_ever = 0
+        """How many connections it checked out in all."""
         self.connection_lost = False
         """Whether one of its connections came to a finding of its own."""
 

@@ -163,9 +163,12 @@ def running_tasks(scope: Scope, loop: asyncio.AbstractEventLoop) -> list[AnyTask
 
 def context_of(task: AnyTask) -> Context | None:
     """Give the context a task runs in."""
-    if sys.version_info >= (3, 12):
-        return task.get_context()
-    # Python 3.11 does not tell; the task refers to its context nevertheless.
+    get_context: Callable[[], Context] | None = getattr(task, "get_context", None)
+    return context_among_referents(task) if get_context is None else get_context()
+
+
+def context_among_referents(task: AnyTask) -> Context | None:
+    """Give the context of a task in Python 3.11, which does not tell, but refers to it."""
     return next((item for item in gc.get_referents(task) if isinstance(item, Context)), None)
 
 
@@ -192,9 +195,7 @@ def is_on_stack(stack: FrameType | None, number: int) -> bool:
     return outermost is not None and bool(outermost.f_code.co_flags & _SUSPENDABLE)
 
 
-_SUSPENDABLE: Final = (
-    inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-)
+_SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def _current_work(scope: Scope, thread: int) -> _Work:

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
+from leakguard.core.faults import FAULTS
 from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.core.holder import AnyTask, loop_ref, on_done, running_tasks
 from leakguard.core.verdict import Fate, Standing, Verdict, judge
@@ -16,10 +17,12 @@ from leakguard.core.watch import WATCH
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from leakguard.core.callsite import CallSite
     from leakguard.core.hold import Hold
     from leakguard.core.holder import LoopRef
     from leakguard.core.scope import Scope
 
+_UNTIDY_LIMIT: Final = 1000
 _LOOK_AGAIN_AFTER: Final = 1.0
 """Seconds between looks at work whose end might pass unnoticed: a thread's, a closed loop's."""
 
@@ -64,19 +67,22 @@ class Judge:
         self._post_at = post_at
         self._clock = clock
         self._waits: dict[Hold, _Wait] = {}
+        self._untidy: dict[CallSite | None, None] = {}
+        """Where sessions are constructed that nobody closes, not even work that goes on. To look
+        at every task of the loop for each of them again would cost every request a lot."""
 
     def close(self, scope: Scope) -> None:
         """Judge everything that `scope` still has; it has been marked closed."""
         holds = _take_all(scope)
         for hold in holds:
             if isinstance(hold, ConnectionHold):
-                self._close_connection(scope, hold)
+                _apart(partial(self._close_connection, scope, hold))
         for hold in scope.notable:
-            self._found(hold, judge(_standing(hold, Fate.RETURNED)))
+            _apart(partial(self._found, hold, judge(_standing(hold, Fate.RETURNED))))
         # Last, because it depends on what became of their connections.
         for hold in holds:
             if isinstance(hold, SessionHold):
-                self._close_session(scope, hold)
+                _apart(partial(self._close_session, scope, hold))
 
     def outlived(self, scope: Scope, hold: ConnectionHold) -> None:
         """Follow a hold that was acquired by work that outlived its scope.
@@ -110,14 +116,18 @@ class Judge:
     def _close_session(self, scope: Scope, hold: SessionHold) -> None:
         if not hold.collected and not hold.open:
             return
+        known = hold.collected or hold.site in self._untidy
         standing = Standing(
             "session",
             Fate.OUT,
             holder_running=hold.holder is not None and hold.holder.running(),
-            others_running=not hold.collected and bool(_running(scope, loop_ref())),
+            others_running=not known and bool(_running(scope, loop_ref())),
             with_connection=hold.connection_lost,
         )
-        self._found(hold, judge(standing))
+        verdict = judge(standing)
+        if verdict.kind is not None and len(self._untidy) < _UNTIDY_LIMIT:
+            self._untidy[hold.site] = None
+        self._found(hold, verdict)
 
     def _decide(self, wait: _Wait) -> None:
         """Judge a hold that was out when its scope ended."""
@@ -171,6 +181,14 @@ class Judge:
             self._decide(wait)
         else:
             self._gone(hold)
+
+
+def _apart(decide: Callable[[], None]) -> None:
+    """Decide on one hold; a fault in it takes no other hold's verdict with it."""
+    try:
+        decide()
+    except Exception as error:  # noqa: BLE001  (the other holds' verdicts are due all the same)
+        FAULTS.report("leakguard's judge", error, "A verdict is lost. Please report it.")
 
 
 def _take_all(scope: Scope) -> list[Hold]:

@@ -6,12 +6,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from threading import RLock
 from typing import TYPE_CHECKING, Final
 
 from leakguard.core.diagnosis import Case, diagnose
 from leakguard.core.finding import Evidence, Finding, FindingKind, fingerprint
 from leakguard.core.hold import ConnectionHold
+from leakguard.core.lock import LOCK
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -39,7 +39,6 @@ class Register:
         self._ignore = ignore
         self._faults = faults
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
-        self._counting = RLock()
 
     def enter(self, hold: Hold, verdict: Verdict) -> Finding | None:
         """Make the finding and count it; `None` where it is exempt or ignored."""
@@ -65,7 +64,7 @@ class Register:
 
     def _count(self, finding: Finding) -> None:
         name = None if finding.scope is None else finding.scope.name
-        with self._counting:
+        with LOCK:
             seen = self._seen.setdefault(finding.fingerprint, _Seen(0, finding.first_seen, name))
             self._seen.move_to_end(finding.fingerprint)
             if len(self._seen) > self.LIMIT:
@@ -115,7 +114,9 @@ def case_of(hold: Hold, kind: FindingKind) -> Case:
         status=None if scope is None else scope.status,
         taken_after_close=connection is not None and connection.taken_after_close,
         taken_again=connection is not None and connection.taken_again,
-        after_response=_after_response(hold, scope),
+        # Who constructed the session is the one to name; else who took the connection.
+        after_response=_after_response(session or hold, scope),
+        asynchronous=hold.asynchronous,
         constructed_outside=session is not None and session.scope is None and scope is not None,
         endpoint=None if scope is None else scope.endpoint,
         holder=str(hold.holder) if hold.outlived else None,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from leakguard.core.callsite import relative_path
+from leakguard.core.faults import FAULTS
 from leakguard.core.finding import FindingKind
 
 if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite
     from leakguard.core.finding import Finding, PoolUsage
     from leakguard.core.hold import Hold
-    from leakguard.core.scope import Scope
+
+T = TypeVar("T")
+Part = Callable[["Finding"], Iterator[tuple[str, str]]]
+"""Some facts of a finding, each with its label."""
 
 _LABEL_WIDTH: Final = 17
 _STATEMENT_WIDTH: Final = 200
@@ -27,15 +31,23 @@ _ALSO: Final = {
 
 
 def render(finding: Finding) -> str:
-    """Write the report: one line that can be understood alone, then a block of facts."""
+    """Write the report: one line that can be understood alone, then a block of facts.
+
+    Never raises: what cannot be told is left out, and logged once as a fault.
+    """
     lines = [headline(finding)]
-    lines += [f"  {label:<{_LABEL_WIDTH}} {text}" for label, text in _facts(finding)]
+    for name, part in _PARTS.items():
+        lines += _told(name, partial(_part_lines, part), finding, [])
     return "\n".join(lines)
 
 
 def headline(finding: Finding) -> str:
     """Write the one line that can be understood alone."""
-    return f"{finding.kind}: {_who(finding.scope)} {_WHAT[finding.kind](finding)}"
+    return f"{finding.kind}: {_who(finding)} {_WHAT[finding.kind](finding)}"
+
+
+def _part_lines(part: Part, finding: Finding) -> list[str]:
+    return [f"  {label:<{_LABEL_WIDTH}} {text}" for label, text in part(finding)]
 
 
 def repetition(finding: Finding, times: int) -> str:
@@ -44,13 +56,13 @@ def repetition(finding: Finding, times: int) -> str:
     return (
         f"{finding.kind}: {times} more {noun} {_where(finding)}, "
         f"{finding.count} since {finding.first_seen:%H:%M:%S}, "
-        f"last in {_who(finding.scope)} [{finding.fingerprint}]"
+        f"last in {_who(finding)} [{finding.fingerprint}]"
     )
 
 
 def resolution(finding: Finding) -> str:
     """Write that the connection of a finding came back after all."""
-    return f"resolved: {finding.resolution} {_where(finding)}, {_who(finding.scope)}"
+    return f"resolved: {finding.resolution} {_where(finding)}, {_who(finding)}"
 
 
 def describe_return(finding: Finding, hold: Hold) -> str:
@@ -70,39 +82,55 @@ def advice(finding: Finding) -> str:
 
 
 def to_dict(finding: Finding) -> dict[str, Any]:
-    """Give every fact as JSON-ready values under flat, stable names."""
-    hold, scope, usage = finding.hold, finding.scope, finding.usage
-    return {
-        "kind": finding.kind.value,
-        "severity": finding.severity.value,
-        "message": headline(finding),
-        "fingerprint": finding.fingerprint,
-        "count": finding.count,
-        "first_seen": finding.first_seen.isoformat(),
-        "first_scope": finding.first_scope,
-        "also": [kind.value for kind in finding.also],
-        "cause": finding.hint.cause,
-        "fix": finding.hint.fix,
-        "resolution": finding.resolution,
-        "pool": finding.pool,
-        "pool_out": usage and usage.out,
-        "pool_capacity": usage and usage.capacity,
-        "same_line": usage and usage.same_line,
-        "resource": hold and hold.resource,
-        "created_at": hold and _site_dict(hold.created_at),
-        "acquired_at": hold and _site_dict(hold.acquired_at),
-        "statement": hold and hold.statement,
-        **dataclasses.asdict(finding.evidence),
-        "scope": scope and scope.name,
-        "scope_type": scope and scope.type,
-        "route": scope and scope.route,
-        "method": scope and scope.method,
-        "status": scope and scope.status,
-        "duration": scope and scope.duration,
-        "cancelled": scope and scope.cancelled,
-        "exception": scope and scope.exception,
-        "trace_id": scope and scope.trace_id,
-    }
+    """Give every fact as JSON-ready values under flat, stable names; `None` where it is unknown."""
+    return {name: _told(name, fact, finding, None) for name, fact in _FACTS.items()}
+
+
+def _told(name: str, tell: Callable[[Finding], T], finding: Finding, instead: T) -> T:
+    """Give what `tell` gives; a finding is worth reading also where one of its facts is not."""
+    try:
+        return tell(finding)
+    except Exception as error:  # noqa: BLE001  (a report must come out whatever is in it)
+        FAULTS.report(f"the fact {name!r} of a report", error, "The rest of the report is told.")
+        return instead
+
+
+_FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
+    "kind": lambda f: f.kind.value,
+    "severity": lambda f: f.severity.value,
+    "message": headline,
+    "fingerprint": lambda f: f.fingerprint,
+    "count": lambda f: f.count,
+    "first_seen": lambda f: f.first_seen.isoformat(),
+    "first_scope": lambda f: f.first_scope,
+    "also": lambda f: [kind.value for kind in f.also],
+    "cause": lambda f: f.hint.cause,
+    "fix": lambda f: f.hint.fix,
+    "resolution": lambda f: f.resolution,
+    "pool": lambda f: f.pool,
+    "pool_out": lambda f: f.usage and f.usage.out,
+    "pool_capacity": lambda f: f.usage and f.usage.capacity,
+    "same_line": lambda f: f.usage and f.usage.same_line,
+    "resource": lambda f: f.hold and f.hold.resource,
+    "created_at": lambda f: f.hold and _site_dict(f.hold.created_at),
+    "acquired_at": lambda f: f.hold and _site_dict(f.hold.acquired_at),
+    "statement": lambda f: f.hold and f.hold.statement,
+    "held_for": lambda f: f.evidence.held_for,
+    "idle_for": lambda f: f.evidence.idle_for,
+    "in_transaction": lambda f: f.evidence.in_transaction,
+    "backend_pid": lambda f: f.evidence.backend_pid,
+    "holder": lambda f: f.evidence.holder,
+    "late_by": lambda f: f.evidence.late_by,
+    "scope": lambda f: f.scope and f.scope.name,
+    "scope_type": lambda f: f.scope and f.scope.type,
+    "route": lambda f: f.scope and f.scope.route,
+    "method": lambda f: f.scope and f.scope.method,
+    "status": lambda f: f.scope and f.scope.status,
+    "duration": lambda f: f.scope and f.scope.duration,
+    "cancelled": lambda f: f.scope and f.scope.cancelled,
+    "exception": lambda f: f.scope and f.scope.exception,
+    "trace_id": lambda f: f.scope and f.scope.trace_id,
+}
 
 
 def _site_dict(site: CallSite | None) -> dict[str, Any] | None:
@@ -116,7 +144,12 @@ def _site_dict(site: CallSite | None) -> dict[str, Any] | None:
     }
 
 
-def _who(scope: Scope | None) -> str:
+def _who(finding: Finding) -> str:
+    return _told("scope", _scope_words, finding, "a scope that cannot be told")
+
+
+def _scope_words(finding: Finding) -> str:
+    scope = finding.scope
     if scope is None:
         return "code outside of any scope (no request context)"
     how = [] if scope.status is None else [str(scope.status)]
@@ -159,22 +192,10 @@ def _where(finding: Finding) -> str:
     return "from an unknown line" if site is None else f"from {site}"
 
 
-def _facts(finding: Finding) -> Iterator[tuple[str, str]]:
-    if finding.hold is not None:
-        yield from _hold_facts(finding, finding.hold)
-    if finding.also:
-        yield "also", "; ".join(_ALSO[kind] for kind in finding.also)
-    if finding.usage is not None:
-        yield "pool", _usage(finding.usage, finding)
-    if finding.hint.cause is not None:
-        yield "likely cause", finding.hint.cause
-    yield "fix", finding.hint.fix
-    yield "seen", _seen(finding)
-    if finding.resolution is not None:
-        yield "resolved", finding.resolution
-
-
-def _hold_facts(finding: Finding, hold: Hold) -> Iterator[tuple[str, str]]:
+def _lines_facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    hold = finding.hold
+    if hold is None:
+        return
     created, acquired = hold.created_at, hold.acquired_at
     if created is not None:
         yield from _site_lines("session created", created)
@@ -182,10 +203,49 @@ def _hold_facts(finding: Finding, hold: Hold) -> Iterator[tuple[str, str]]:
         yield from _site_lines("checked out", acquired)
     if created is None and acquired is None:
         yield "checked out", "by code that has no line of the user's on its stack"
-    if hold.statement is not None:
-        yield "last statement", shorten(hold.statement)
-    if hold.resource == "connection":
+
+
+def _statement_facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    if finding.hold is not None and finding.hold.statement is not None:
+        yield "last statement", shorten(finding.hold.statement)
+
+
+def _state_facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    if finding.hold is not None and finding.hold.resource == "connection":
         yield "state", _state(finding)
+
+
+def _also_facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    if finding.also:
+        yield "also", "; ".join(_ALSO[kind] for kind in finding.also)
+
+
+def _usage_facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    if finding.usage is not None:
+        yield "pool", _usage(finding.usage, finding)
+
+
+def _hint_facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    if finding.hint.cause is not None:
+        yield "likely cause", finding.hint.cause
+    yield "fix", finding.hint.fix
+
+
+def _history_facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    yield "seen", _seen(finding)
+    if finding.resolution is not None:
+        yield "resolved", finding.resolution
+
+
+_PARTS: Final[dict[str, Part]] = {
+    "lines": _lines_facts,
+    "statement": _statement_facts,
+    "state": _state_facts,
+    "also": _also_facts,
+    "pool": _usage_facts,
+    "hint": _hint_facts,
+    "seen": _history_facts,
+}
 
 
 def _site_lines(label: str, site: CallSite) -> Iterator[tuple[str, str]]:

@@ -90,12 +90,12 @@ class Scope:
 
     def __init__(self, guard: Guard, name: str, type: str, log: EventLog) -> None:  # noqa: A002  (the field's name for it)
         self.guard = guard
-        self.type = type
+        self.type: str = type
         """`"http"`, `"websocket"`, `"test"`, `"job"` or what the one who opened it says."""
         self._name = name
         self.status: int | None = None
         """The status of the response; `None` where none was begun."""
-        self.cancelled = False
+        self.cancelled: bool = False
         """Whether the work was cancelled."""
         self.exception: str | None = None
         """The type name of the exception that ended it."""

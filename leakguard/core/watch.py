@@ -49,7 +49,9 @@ class Watch:
                 try:
                     thread.start()
                 except RuntimeError as error:  # too many threads, or the interpreter is ending
-                    self._faults.report("the start of leakguard's watch", error, "It is tried again.")
+                    self._faults.report(
+                        "the start of leakguard's watch", error, "It is tried again."
+                    )
                 else:
                     self.started = True
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
-from threading import RLock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from leakguard.core.finding import Severity
+from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
 from leakguard.core.report import render, repetition, resolution, to_dict
+from leakguard.core.settings import check_flag, check_seconds
+from leakguard.exceptions import SettingsError
 
 if TYPE_CHECKING:
     from leakguard.core.finding import Finding
@@ -45,12 +47,16 @@ class Log(Observer):
         repeat_after: float = 60.0,
         logger: logging.Logger | None = None,
     ) -> None:
-        """Take whether to log notices and how many seconds lie between two counting lines."""
-        self._notices = notices
-        self._repeat_after = repeat_after
+        """Take whether to log notices and how many seconds lie between two counting lines.
+
+        Raises `SettingsError` for a bad value.
+        """
+        self._notices = check_flag("notices", notices)
+        self._repeat_after = check_seconds("repeat_after", repeat_after)
+        if logger is not None and not isinstance(logger, logging.Logger):
+            raise SettingsError("logger", logger, "it is a logging.Logger, or None for leakguard's")
         self._logger = logging.getLogger("leakguard") if logger is None else logger
         self._lines: OrderedDict[str, _Line] = OrderedDict()
-        self._counting = RLock()
 
     def found(self, finding: Finding) -> None:
         """Log it in full the first time, then one counting line at most every `repeat_after`."""
@@ -74,7 +80,7 @@ class Log(Observer):
 
         0: log in full. `None`: not now.
         """
-        with self._counting:
+        with LOCK:
             line = self._lines.get(key)
             if line is None:
                 self._lines[key] = _Line(now + self._repeat_after)
@@ -92,13 +98,10 @@ class Log(Observer):
 
 def fields_of(finding: Finding) -> dict[str, Any]:
     """Give the facts of a finding as flat `extra` fields of a log record."""
-    fields: dict[str, Any] = {}
-    for name, value in to_dict(finding).items():
-        if isinstance(value, dict):
-            for part in ("file", "line", "function"):
-                fields[f"leakguard_{name}_{part}"] = value[part]
-        elif name == "also":
-            fields[f"leakguard_{name}"] = ",".join(kind.value for kind in finding.also)
-        else:
-            fields[f"leakguard_{name}"] = value
-    return fields
+    facts = to_dict(finding)
+    for name in ("created_at", "acquired_at"):
+        site: dict[str, Any] = facts.pop(name) or {}
+        for part in ("file", "line", "function"):
+            facts[f"{name}_{part}"] = site.get(part)
+    facts["also"] = ",".join(facts["also"])
+    return {f"leakguard_{name}": value for name, value in facts.items()}

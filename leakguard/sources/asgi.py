@@ -48,7 +48,7 @@ class RequestScopes:
             request.failed(error)
             raise
         finally:
-            request.let_go()
+            request.let_go(scope)
             guard.close_scope(request)
 
 
@@ -61,7 +61,7 @@ class RequestScope(Scope):
         self._asgi: AsgiScope | None = asgi
         self._app: AsgiApp | None = app
         self._lookup: RouteLookup | None = None
-        self._route: str | None = None
+        self._route = UNMATCHED
         self._method: str | None = asgi.get("method")
         kind = asgi["type"]
         super().__init__(guard, self._method or _PREFIXES[kind], kind, guard.new_log())
@@ -74,12 +74,13 @@ class RequestScope(Scope):
 
     @property
     def route(self) -> str:
-        """The full template of the route that answered, `unmatched` where none did (yet)."""
-        if self._asgi is not None:
-            return known_template(self._asgi) or RouteLookup(self._asgi, self._app).template()
-        if self._route is None:
-            self._route = UNMATCHED if self._lookup is None else self._lookup.template()
-            self._lookup = None
+        """The full template of the route that answers, `unmatched` where none does."""
+        asgi, lookup = self._asgi, self._lookup
+        if asgi is not None:
+            return known_template(asgi) or RouteLookup(asgi, self._app).template()
+        if lookup is not None:
+            self._route = lookup.template()
+            self._lookup = None  # last, for the sake of other threads
         return self._route
 
     @property
@@ -93,24 +94,23 @@ class RequestScope(Scope):
         if self.type == "http" and self.status is None and not self.cancelled:
             self.status = _SERVER_ERROR
 
-    def let_go(self) -> None:
+    def let_go(self, asgi: AsgiScope) -> None:
         """Keep what the name depends on, and not the request: contexts may outlive it."""
-        asgi = self._asgi
-        if asgi is not None:
-            self._asgi = None
-            code = getattr(asgi.get("endpoint"), "__code__", None)
-            self.endpoint = code if isinstance(code, CodeType) else None
-            self._route = known_template(asgi)
-            if self._route is None:
-                self._lookup = RouteLookup(asgi, self._app)
-            self._app = None
+        code = getattr(asgi.get("endpoint"), "__code__", None)
+        self.endpoint = code if isinstance(code, CodeType) else None
+        known = known_template(asgi)
+        if known is None:
+            self._lookup = RouteLookup(asgi, self._app)
+        else:
+            self._route = known
+        self._app = self._asgi = None  # last, for the sake of other threads
 
     def watching(self, receive: Receive) -> Receive:
         """Notice a client that goes away before the response is complete."""
 
         async def watching_receive() -> Message:
             message = await receive()
-            if message["type"] == "http.disconnect" and self.responded_at is None:
+            if message.get("type") == "http.disconnect" and self.responded_at is None:
                 self.cancelled = True
                 self.log.add("client disconnected")
             return message
@@ -121,13 +121,13 @@ class RequestScope(Scope):
         """Notice the status and the last byte of the response."""
 
         async def watching_send(message: Message) -> None:
-            kind = message["type"]
+            kind = message.get("type")
             if kind in _LAST_MESSAGES:
                 if not message.get("more_body", False):
                     self.responded_at = monotonic()
                     self.log.add("last byte sent")
             elif kind in _START_MESSAGES:
-                self.status = message["status"]
+                self.status = message.get("status")
                 self.log.add("response started")
             await send(message)
 

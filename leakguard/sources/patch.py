@@ -24,8 +24,8 @@ class Patch:
     """A wrapper around one method of a class.
 
     Others may wrap the same method before or after. Where somebody did so after, the wrapper
-    cannot be taken out: it then does nothing but call the original, and takes itself out at
-    the first call at which it is on top again.
+    cannot be taken out: it then does nothing but call the original, and at the first call at
+    which it is on top again takes itself out, or the place of one that somebody took out.
     """
 
     def __init__(self, owner: type, name: str, wrap: Callable[[AnyFunction], AnyFunction]) -> None:
@@ -57,13 +57,24 @@ class Patch:
 
         @functools.wraps(original)
         def wrapper(instance: object, *args: object, **kwargs: object) -> Any:  # noqa: ANN401  (whatever the original gives)
-            if placement.active:
+            if placement.active or self._resumes(placement):
                 return wrapped(instance, *args, **kwargs)
-            self._take_out(placement)
             return original(instance, *args, **kwargs)
 
         placement.wrapper = wrapper
         return placement
+
+    def _resumes(self, placement: _Placement) -> bool:
+        """Decide what becomes of a wrapper that is not in use, but is called."""
+        latest = self._placement
+        on_top = self._owner.__dict__[self._name] is placement.wrapper
+        if latest is None or not (latest.active and on_top):
+            self._take_out(placement)
+            return False
+        latest.active = False
+        placement.active = True
+        self._placement = placement
+        return True
 
     def _take_out(self, placement: _Placement) -> None:
         if self._owner.__dict__[self._name] is placement.wrapper:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 from types import CodeType, FunctionType
-from typing import Any, Unpack
+from typing import Any
 
 from leakguard import CallSite, Finding, FindingKind, Observer, Scope
 from leakguard.core.callsite import capture, no_segments
@@ -16,27 +16,24 @@ from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.core.holder import current_holder
 from leakguard.core.register import make_finding as finding_of
 from leakguard.core.scope import NO_EVENTS
-from leakguard.core.settings import Options, build_settings
+from leakguard.core.settings import build_settings
 
 
-def make_guard(
-    *observers: Observer, sources: Iterable[Source] = (), **options: Unpack[Options]
-) -> Guard:
-    """Make a guard that is told by nobody but the test."""
-    options.setdefault("mode", "testing")
-    return Guard(build_settings(options), observers, sources)
+def make_guard(*told: Observer, sources: Iterable[Source] = (), **options: Any) -> Guard:
+    """Make a guard that is told by nobody but the test, and tells `told`."""
+    return Guard(build_settings({"mode": "testing", **options}), told, sources)
 
 
-def installed(*observers: Observer, **options: Unpack[Options]) -> Guard:
+def installed(*told: Observer, **options: Any) -> Guard:
     """Make such a guard, installed, that does not wait for long."""
-    options.setdefault("late_after", 0.05)
-    return make_guard(*observers, **options).install()
+    settings = build_settings({"mode": "testing", "late_after": 0.05, **options})
+    return Guard(settings, told, ()).install()
 
 
 class FakeConnection(ConnectionHold):
     """A connection that is open while the test says so."""
 
-    __slots__ = ("fake_usage", "is_open")
+    __slots__ = ("fake_usage", "is_lost_when_collected", "is_open")
 
     def __init__(
         self, guard: Guard, scope: Scope | None = None, site: CallSite | None = None
@@ -44,6 +41,7 @@ class FakeConnection(ConnectionHold):
         super().__init__(guard, "main", scope, site)
         self.is_open = True
         self.fake_usage: PoolUsage | None = None
+        self.is_lost_when_collected = False
         if scope is not None:
             self.holder = current_holder(scope)
 
@@ -54,6 +52,10 @@ class FakeConnection(ConnectionHold):
     @property
     def usage(self) -> PoolUsage | None:
         return self.fake_usage
+
+    @property
+    def lost_when_collected(self) -> bool:
+        return self.is_lost_when_collected
 
     def give_back(self) -> None:
         """Close it, as a source that sees the checkin would tell."""

@@ -114,7 +114,7 @@ async def read_items_async_with_block() -> Any:
 
 
 def code(function: Callable[..., Any]) -> CodeType:
-    return function.__code__  # type: ignore[attr-defined, no-any-return]  # mypy: any callable
+    return function.__code__
 
 
 def lost(constructor: Callable[..., Any] | None = None, **evidence: Any) -> Case:
@@ -411,3 +411,25 @@ def test_no_function_is_of_no_kind() -> None:
     """Where the line is unknown nothing is said about its function."""
     assert not is_generator(None)
     assert not is_async(None)
+
+
+@pytest.mark.parametrize(
+    "constructor, asynchronous, fix",
+    [
+        (read_items, True, ASYNC_SESSION_BLOCK),
+        (read_items_async, False, SESSION_BLOCK),
+        (get_db_that_forgets, True, ASYNC_YIELD),
+        (get_async_db_that_forgets, False, FINALLY),
+    ],
+)
+def test_the_fix_follows_the_session_not_the_function(
+    constructor: Callable[..., Any], asynchronous: bool, fix: str
+) -> None:
+    """A synchronous session in async code, and the other way round, is closed its own way."""
+    assert diagnose(lost(constructor, asynchronous=asynchronous)).fix == fix
+
+
+def test_cancellation_explains_nothing_where_no_code_would_have_closed() -> None:
+    """A dependency that never closes would have leaked without the cancellation, too."""
+    hint = diagnose(lost(get_db_that_forgets, cancelled=True, exception="CancelledError"))
+    assert hint.cause == "get_db_that_forgets yields the session and never closes it"

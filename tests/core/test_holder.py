@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import anyio.to_thread
@@ -16,8 +18,11 @@ import pytest
 from leakguard import Scope
 from leakguard.core.holder import (
     Holder,
+    context_among_referents,
+    context_of,
     current_holder,
     current_owner,
+    is_on_stack,
     loop_ref,
     running_tasks,
 )
@@ -53,15 +58,16 @@ def test_a_task_is_a_holder_while_it_runs(scope: Scope) -> None:
 
     async def main() -> None:
         go_on = asyncio.Event()
+        took = asyncio.Event()
         holders: list[Holder | None] = []
 
         async def work() -> None:
             holders.append(current_holder(scope))
+            took.set()
             await go_on.wait()
 
         task = asyncio.create_task(work(), name="worker")
-        while not holders:
-            await asyncio.sleep(0)
+        await took.wait()
         (holder,) = holders
         assert holder is not None
         assert str(holder) == "task 'worker'"
@@ -129,20 +135,17 @@ def test_a_thread_is_a_holder_while_its_work_runs(scope: Scope, runner: str) -> 
     WATCH.start()
     with ThreadPoolExecutor(1) as executor:
         if runner == "thread":
-            thread = in_thread(worker.work)
+            join = in_thread(worker.work).join
         else:
-            future = executor.submit(contextvars.copy_context().run, worker.work)
+            join = executor.submit(contextvars.copy_context().run, worker.work).result
         assert worker.took.wait(PATIENCE)
         assert worker.holder is not None
         assert str(worker.holder).startswith("thread ")
         assert worker.holder.running()
         worker.holder.on_end(ended.set)
         worker.go_on.set()
-        if runner == "thread":
-            thread.join()
-        else:
-            future.result()
-            del future
+        join()
+        del join
     gc.collect()
     assert ended.wait(PATIENCE)
     assert not worker.holder.running()
@@ -257,3 +260,128 @@ def test_a_loop_is_known_where_one_runs() -> None:
 
     asyncio.run(main())
     assert loop_ref() is None
+
+
+def test_a_context_that_runs_one_function_after_the_other_tells_them_apart(scope: Scope) -> None:
+    """A copy may be kept and used again: what runs in it now is running, whatever ran before."""
+    first, second = Worker(scope), Worker(scope)
+    first.go_on.set()
+    context = contextvars.copy_context()
+
+    def deeper() -> None:
+        second.work()
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(context.run, first.work).result()
+        future = executor.submit(lambda: context.run(deeper))
+        assert second.took.wait(PATIENCE)
+        assert second.holder is not None
+        assert second.holder.running()
+        second.go_on.set()
+        future.result()
+    assert not second.holder.running()
+
+
+def test_work_that_goes_on_far_outside_of_who_took_the_hold_runs(scope: Scope) -> None:
+    """However deep in the stack a hold was taken, its work runs until the outermost has ended."""
+    worker = Worker(scope)
+
+    def take_deep_down(levels: int) -> None:
+        if levels:
+            take_deep_down(levels - 1)
+        else:
+            worker.take()
+
+    def work() -> None:
+        take_deep_down(200)
+        worker.took.set()
+        assert worker.go_on.wait(PATIENCE)
+
+    thread = in_thread(work)
+    assert worker.took.wait(PATIENCE)
+    assert worker.holder is not None
+    assert worker.holder.running()
+    worker.go_on.set()
+    thread.join()
+    assert not worker.holder.running()
+
+
+def test_a_stack_that_cannot_be_followed_to_its_end_might_hold_the_frame() -> None:
+    """A generator that yields while its thread's stack is walked has forgotten its caller."""
+
+    def numbers() -> Iterator[FrameType]:
+        yield sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+
+    suspended = numbers()
+    cut_off = next(suspended)
+    assert cut_off.f_back is None
+    assert is_on_stack(cut_off, 0)
+    here = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    assert here.f_back is not None
+    assert is_on_stack(here, id(here))
+    assert is_on_stack(here, id(here.f_back))
+    assert not is_on_stack(here, 0)
+    assert not is_on_stack(None, 0)
+
+
+def test_the_task_of_another_thread_s_loop_is_not_touched(scope: Scope) -> None:
+    """Asyncio's tasks belong to their thread: their end is found by looking."""
+    holders: list[Holder | None] = []
+    ended: list[str] = []
+    took, go_on = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        holders.append(current_holder(scope))
+        took.set()
+        await asyncio.to_thread(go_on.wait, PATIENCE)
+
+    thread = in_thread(lambda: asyncio.run(work(), debug=True))
+    assert took.wait(PATIENCE)
+    (holder,) = holders
+    assert holder is not None
+    assert holder.running()
+    holder.on_end(lambda: ended.append("in the loop"))
+    go_on.set()
+    thread.join()
+    assert not holder.running()
+    assert ended == []
+
+
+def test_a_task_s_context_is_found_without_being_told() -> None:
+    """Python 3.11 does not tell; other contexts that the task refers to are not its own."""
+
+    async def main() -> None:
+        own = contextvars.copy_context()
+        task = asyncio.get_running_loop().create_task(asyncio.sleep(0), context=own)
+        task.add_done_callback(lambda _: None, context=contextvars.Context())
+        task.add_done_callback(lambda _: None, context=contextvars.Context())
+        assert context_of(task) is own
+        assert context_among_referents(task) is own
+        await task
+
+    asyncio.run(main())
+
+
+def test_what_refers_to_no_context_has_none() -> None:
+    """Another implementation of tasks may keep it elsewhere: nothing is guessed."""
+
+    class Other:
+        """Something like a task."""
+
+    assert context_among_referents(Other()) is None  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # like one
+
+
+def test_the_next_work_in_the_same_frame_is_not_mistaken_for_the_last(scope: Scope) -> None:
+    """A thread of a pool runs one function again and again, often at the same address."""
+    ended: list[Holder] = []
+    with ThreadPoolExecutor(1) as executor:
+        for _ in range(20):
+            worker = Worker(scope)
+            future = executor.submit(contextvars.copy_context().run, worker.work)
+            assert worker.took.wait(PATIENCE)
+            assert worker.holder is not None
+            assert worker.holder.running()
+            assert not any(holder.running() for holder in ended)
+            ended.append(worker.holder)
+            worker.go_on.set()
+            future.result()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from leakguard import FindingKind, LeakGuard, SettingsError, ignore_function, ignore_route
+from leakguard import Finding, FindingKind, LeakGuard, SettingsError, ignore_function, ignore_route
 from leakguard.sources.asgi import RequestScopes
 from tests.core.fakes import here, installed, make_finding, take
 from tests.support import Recorder
@@ -62,7 +62,11 @@ def test_ignored_findings_are_not_counted() -> None:
     """What is dropped leaves no trace in the numbers."""
     recorder = Recorder()
     verdicts = [True, False]
-    guard = installed(recorder, ignore=[lambda _: verdicts.pop(0)])
+
+    def predicate(_: Finding) -> bool:
+        return verdicts.pop(0)
+
+    guard = installed(recorder, ignore=[predicate])
     with guard.scope("job") as scope:
         site = here()
         for _ in range(2):
@@ -96,9 +100,9 @@ def test_a_predicate_that_raises_ignores_nothing(caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize("value", ["", None, 7])
 def test_a_predicate_needs_a_string(value: object) -> None:
     """The error names the argument."""
-    with pytest.raises(SettingsError, match="template=.* is not allowed"):
+    with pytest.raises(SettingsError, match=r"template=.* is not allowed"):
         ignore_route(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
-    with pytest.raises(SettingsError, match="name=.* is not allowed"):
+    with pytest.raises(SettingsError, match=r"name=.* is not allowed"):
         ignore_function(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from leakguard import FindingKind
+from leakguard import CallSite, FindingKind
 from leakguard.core.guard import Guard
 from tests.core.fakes import FakeConnection, construct, here, installed, take
 from tests.support import PATIENCE, Recorder
@@ -201,9 +201,7 @@ def test_other_work_is_waited_for_no_longer_than_late_after(
     assert recorder.kinds == [LEAKED]
 
 
-def test_the_wait_for_others_begins_when_the_holder_ends(
-    hasty: Guard, recorder: Recorder
-) -> None:
+def test_the_wait_for_others_begins_when_the_holder_ends(hasty: Guard, recorder: Recorder) -> None:
     """First the holder is waited for, without a limit, then the others, for a while."""
 
     async def main() -> None:
@@ -315,3 +313,81 @@ def test_after_an_uninstallation_nothing_is_waited_for(recorder: Recorder) -> No
 
     asyncio.run(main())
     assert recorder.kinds == [OUTLIVES]
+
+
+def test_the_last_of_the_other_tasks_decides(guard: Guard, recorder: Recorder) -> None:
+    """While one of them runs, it may give the connection back, and the verdict waits."""
+
+    async def main() -> None:
+        go_on = [asyncio.Event() for _ in range(3)]
+        async with guard.scope("job") as scope:
+            take(guard, scope)
+            tasks = [asyncio.create_task(event.wait()) for event in go_on]
+            await settle()
+        for event, task in zip(go_on, tasks, strict=True):
+            assert recorder.kinds == []
+            event.set()
+            await task
+            await settle()
+
+    asyncio.run(main())
+    assert recorder.kinds == [LEAKED]
+
+
+def test_a_connection_that_came_back_and_was_nested_is_told_at_the_end(
+    guard: Guard, recorder: Recorder
+) -> None:
+    """What there is to say about a returned connection waits for the end of its scope."""
+    with guard.scope("job") as scope:
+        hold = take(guard, scope)
+        hold.nested = True
+        hold.give_back()
+        unremarkable = take(guard, scope)
+        unremarkable.give_back()
+        assert recorder.findings == []
+    assert [finding.hold for finding in recorder.findings] == [hold]
+    assert recorder.kinds == [FindingKind.NESTED_CHECKOUT]
+
+
+def test_other_work_is_no_excuse_where_sessions_are_known_to_stay_open(
+    guard: Guard, recorder: Recorder
+) -> None:
+    """Every task of the loop is looked at once for a line, and not at every request."""
+
+    async def job(site: CallSite, *, going_on: bool) -> None:
+        async with guard.scope("job") as scope:
+            construct(guard, scope, site)
+            if going_on:
+                others.append(asyncio.create_task(asyncio.Event().wait()))
+
+    async def main() -> None:
+        known = here()
+        await job(here(), going_on=True)
+        assert recorder.kinds == []
+        await job(known, going_on=False)
+        await job(known, going_on=True)
+        for other in others:
+            other.cancel()
+
+    others: list[asyncio.Task[object]] = []
+    asyncio.run(main())
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * 2
+
+
+def test_the_lines_that_are_known_have_a_bound(
+    guard: Guard, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond it a line is looked at each time, which is right and slow."""
+    monkeypatch.setattr("leakguard.core.judge._UNTIDY_LIMIT", 0)
+
+    async def main() -> None:
+        site = here()
+        async with guard.scope("job") as scope:
+            construct(guard, scope, site)
+        async with guard.scope("job") as scope:
+            construct(guard, scope, site)
+            other = asyncio.create_task(asyncio.Event().wait())
+        other.cancel()
+
+    asyncio.run(main())
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]

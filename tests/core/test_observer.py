@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from leakguard import Observer
+from leakguard import Hold, Observer
 from leakguard.core.faults import Faults
 from leakguard.core.observer import Observers
 from tests.core.fakes import installed, make_finding, take
-from tests.support import Recorder
+from tests.support import PATIENCE, Recorder
 
 
 class Broken(Observer):
@@ -56,8 +58,10 @@ def test_an_observer_that_raises_is_logged_once_and_disabled(
     assert len(before.holds_acquired) == len(after.holds_acquired) == 3
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
-        "the observer Broken raised KeyError; the application is not affected. "
-        "It will not be called again."
+        (
+            "the observer Broken raised KeyError; the application is not affected. "
+            "It will not be called again."
+        )
     ]
     assert guard.observers.find(Broken) is None
     assert guard.observers.find(Recorder) is before
@@ -75,8 +79,12 @@ def test_an_exception_that_is_no_error_passes() -> None:
 def test_a_function_in_place_of_a_method_is_called() -> None:
     """An observer may get a method as an attribute of the object."""
     told: list[object] = []
+
+    def keep(hold: Hold) -> None:
+        told.append(hold)
+
     observer = Observer()
-    observer.acquired = told.append  # type: ignore[method-assign]  # as users do
+    observer.acquired = keep  # type: ignore[method-assign]  # as users do
     guard = installed(observer)
     hold = take(guard)
     assert told == [hold]
@@ -87,7 +95,7 @@ def test_such_a_function_that_raises_is_disabled_too(caplog: pytest.LogCaptureFi
     """It has no observer that could be named, and must not be called for ever."""
     calls: list[object] = []
 
-    def fail(hold: object) -> None:
+    def fail(hold: Hold) -> None:
         calls.append(hold)
         raise KeyError
 
@@ -98,4 +106,38 @@ def test_such_a_function_that_raises_is_disabled_too(caplog: pytest.LogCaptureFi
     take(guard)
     assert len(calls) == 1
     assert len(caplog.records) == 1
+    guard.uninstall()
+
+
+def test_every_observer_that_is_disabled_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Two of a class are two that are not told any more."""
+    guard = installed(Broken(KeyError("one")), Broken(KeyError("other")))
+    take(guard)
+    take(guard)
+    assert len(caplog.records) == 2
+    guard.uninstall()
+
+
+def test_an_observer_that_raises_in_two_threads_at_once_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Both threads were calling it when the first of them failed."""
+    both = threading.Barrier(2)
+
+    class Failing(Observer):
+        """An observer that fails in two threads at the same time."""
+
+        def acquired(self, hold: object) -> None:
+            both.wait(PATIENCE)
+            raise KeyError
+
+    recorder = Recorder()
+    guard = installed(Failing(), recorder)
+    threads = [threading.Thread(target=take, args=(guard,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(caplog.records) == 1
+    assert len(recorder.holds_acquired) == 2
     guard.uninstall()

@@ -60,16 +60,12 @@ def test_a_bad_value_is_named(name: str, value: object, allowed: str) -> None:
     for construct in (lambda: LeakGuard(**options), lambda: LeakGuardMiddleware(None, **options)):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # never called
         with pytest.raises(SettingsError, match=allowed) as raised:
             construct()
-        assert (
-            (raised.value.setting, raised.value.value) == (name, value)
-            or name == "ignore"
-            or name == "observers"
-        )
+        assert raised.value.setting == name
         assert str(raised.value).startswith(f"{name}=")
         assert isinstance(raised.value, ValueError)
 
 
-GOOD = [
+GOOD: list[tuple[str, object, object]] = [
     ("mode", "testing", Mode.TESTING),
     ("held_after", 0, 0.0),
     ("held_after", None, None),

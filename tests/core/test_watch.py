@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import os
+import sys
 import threading
+from functools import partial
 from time import monotonic
 
 import pytest
@@ -54,9 +56,7 @@ def test_what_is_for_later_is_done_when_it_is_time(watch: Watch) -> None:
     watch.leave()
 
 
-def test_a_job_that_raises_is_logged_once(
-    watch: Watch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_job_that_raises_is_logged_once(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
     """The thread outlives any fault."""
 
     def fail() -> None:
@@ -128,7 +128,80 @@ def test_a_child_of_a_fork_has_a_thread_of_its_own(watch: Watch) -> None:
         stopped = not watch.started
         watch.start()
         watch.post(end.set)
-        os._exit(0 if stopped and end.wait(PATIENCE) else 1)  # noqa: SLF001  (the way to leave a fork)
+        os._exit(0 if stopped and end.wait(PATIENCE) else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+    watch.leave()
+
+
+def test_what_is_due_is_done_however_much_is_posted(watch: Watch) -> None:
+    """News that never cease do not put off a deadline."""
+    end = threading.Event()
+
+    def again() -> None:
+        if not end.is_set():
+            watch.post(again)
+
+    watch.start()
+    watch.post(again)
+    watch.post_at(monotonic() + 0.01, end.set)
+    wait(end)
+    watch.leave()
+
+
+def test_what_is_due_at_the_same_time_is_done_in_order(watch: Watch) -> None:
+    """And jobs themselves are never compared."""
+    done: list[int] = []
+    end = threading.Event()
+    when = monotonic() + 0.01
+    for number in range(5):
+        watch.post_at(when, partial(done.append, number))
+    watch.post_at(when, end.set)
+    watch.start()
+    wait(end)
+    assert done == [0, 1, 2, 3, 4]
+    watch.leave()
+
+
+@pytest.mark.parametrize("seconds", [1e6, 1e12, float("inf")])
+def test_a_deadline_in_the_far_future_does_no_harm(watch: Watch, seconds: float) -> None:
+    """The system refuses to wait that long; `late_after` may be any number."""
+    end = threading.Event()
+    watch.start()
+    watch.post_at(monotonic() + seconds, lambda: None)
+    watch.post(end.set)
+    wait(end)
+    watch.leave()
+
+
+def test_a_job_that_wants_to_end_the_program_is_a_fault_like_any_other(
+    watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is no request to pass it to, and the thread is still needed."""
+    end = threading.Event()
+    watch.start()
+    watch.post(sys.exit)
+    watch.post(end.set)
+    wait(end)
+    assert "leakguard's watch raised SystemExit" in caplog.text
+    watch.leave()
+
+
+def test_a_thread_that_cannot_start_is_tried_again(
+    watch: Watch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may have too many threads for a while; the request that asked does not notice."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        watch.start()
+    assert not watch.started
+    assert "the start of leakguard's watch raised RuntimeError" in caplog.text
+    end = threading.Event()
+    watch.post(end.set)
+    watch.start()
+    wait(end)
     watch.leave()

@@ -32,8 +32,8 @@ class Client:
 
     def __init__(self, app: App, **asgi: Any) -> None:
         self.app = app
-        method = {} if asgi.get("type") == "websocket" else {"method": "GET"}
-        self.asgi = {
+        method: dict[str, str] = {} if asgi.get("type") == "websocket" else {"method": "GET"}
+        self.asgi: dict[str, Any] = {
             "type": "http",
             **method,
             "path": "/",
@@ -355,10 +355,10 @@ def test_the_request_is_not_kept(guard: LeakGuard, recorder: Recorder) -> None:
     assert scope.name == "GET /items/{item_id}"
     assert scope.endpoint is endpoint.__code__
     seen = set[int]()
-    pending: list[Any] = [getattr(scope, name, None) for name in type(scope).__slots__]  # type: ignore[attr-defined]
+    pending: list[Any] = [getattr(scope, name, None) for name in type(scope).__slots__]
     while pending:
         one = pending.pop()
-        if id(one) not in seen and isinstance(one, dict | list | tuple):
+        if id(one) not in seen and type(one) in {dict, list, tuple}:
             seen.add(id(one))
             pending.extend(gc.get_referents(one))
         assert one is not secret

@@ -373,7 +373,7 @@ def test_a_fault_of_ours_does_not_reach_the_caller(
     static = create_engine("sqlite://", poolclass=StaticPool)
     with guard.scope("job"), static.connect(), static.connect():
         monkeypatch.setattr(checkouts, "_checked_out", fail)
-        monkeypatch.setattr(checkouts, "_shared_returns", fail)
+        monkeypatch.setattr(checkouts, "_handled_by_caller", fail)
         for _ in range(2):
             with engine.connect() as connection:
                 assert connection.execute(text("SELECT 1")).scalar() == 1
@@ -415,3 +415,42 @@ def test_another_driver_s_connection_has_no_pid(
     gc.collect()
     assert hold.backend_pid is None
     assert hold.in_transaction is None
+
+
+def test_invalidating_one_static_checkout_ends_them_all(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """They are one connection; those of other pools are not concerned."""
+    static = create_engine("sqlite://", poolclass=StaticPool)
+    with guard.scope("job"):
+        other = engine.connect()
+        first, second = static.raw_connection(), static.raw_connection()
+        first.invalidate()
+        assert {hold.pool for hold in guard.open_holds()} == {"main"}
+        second.close()
+        other.close()
+    assert recorder.findings == []
+    static.dispose()
+
+
+def test_faults_of_ours_in_statements_and_returns_reach_nobody(
+    guard: LeakGuard, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statement is executed, and the pool has its connection back."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to break it
+    with engine.connect() as connection:
+        monkeypatch.setattr(checkouts, "of", fail)
+        monkeypatch.setattr(guard, "released", fail)
+        assert connection.execute(text("SELECT 1")).scalar() == 1
+    assert "Connections in pool: 1" in engine.pool.status()
+
+
+def test_a_statement_without_a_context_is_sqlalchemy_s_own(guard: LeakGuard) -> None:
+    """There is no connection that it could be noted for."""
+    checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the listener
+    checkouts._on_statement(None, "SELECT 1", None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as SQLAlchemy calls it
+    assert guard.open_holds() == ()

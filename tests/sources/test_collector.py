@@ -8,12 +8,12 @@ import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from leakguard import FindingKind, LeakGuard
 from tests.support import PATIENCE, Recorder
@@ -50,7 +50,7 @@ def test_a_dropped_connection_goes_at_once(engine: Engine, mode: str) -> None:
 
     with guard, guard.scope("job"):
         drop_one()
-        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # QueuePool
+        assert cast("QueuePool", engine.pool).checkedout() == 0
 
 
 @pytest.mark.parametrize("collected", [True, False])

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket
 
 from leakguard import LeakGuard, LeakGuardMiddleware
 from leakguard.sources.asgi import RequestScopes
+from leakguard.sources.routes import RouteLookup
 from tests.support import Recorder
 
 VALUE = "client-value"
@@ -124,7 +125,7 @@ def request(app: Any, path: str, kind: str = "http", **asgi: Any) -> None:
     async def send(message: Any) -> None:
         pass
 
-    scope = {
+    scope: dict[str, Any] = {
         "type": kind,
         "path": path,
         "raw_path": path.encode(),
@@ -143,7 +144,7 @@ def name_of(app: Any, recorder: Recorder) -> str:
     return scope.name
 
 
-STARLETTE = [
+STARLETTE: list[tuple[str, dict[str, Any], str]] = [
     (f"/items/{VALUE}", {}, "GET /items/{item_id}"),
     (f"/items/{VALUE}", {"method": "POST"}, "POST /items/{item_id}"),  # 405
     (f"/items/{VALUE}/", {}, "GET unmatched"),  # redirected
@@ -152,6 +153,7 @@ STARLETTE = [
     (f"/nowhere/{VALUE}", {}, "GET unmatched"),
     (f"/static/{VALUE}.css", {}, "GET /static"),
     (f"/v1/items/{VALUE}", {}, "GET /v1/items/{item_id}"),
+    (f"/v1/items/{VALUE}", {"method": "POST"}, "POST /v1/items/{item_id}"),  # 405
     ("/v1/", {}, "GET /v1/"),
     (f"/v1/nowhere/{VALUE}", {}, "GET unmatched"),
     (f"/tenants/{VALUE}/orders/12345", {}, "GET /tenants/{tenant}/orders/{order_id}"),
@@ -166,7 +168,7 @@ STARLETTE = [
     ),
 ]
 
-FASTAPI = [
+FASTAPI: list[tuple[str, dict[str, Any], str]] = [
     (f"/items/{VALUE}", {}, "GET /items/{item_id}"),
     (f"/numbers/{VALUE}", {}, "GET /numbers/{number}"),  # 422
     (
@@ -246,6 +248,23 @@ def test_middleware_in_a_mounted_application_knows_the_whole_route(
     child.add_middleware(LeakGuardMiddleware, guard=guard)
     request(Starlette(routes=[Mount("/{tenant}", child)]), f"/{VALUE}/items/1")
     assert name_of(child, recorder) == "GET /{tenant}/items/{item_id}"
+
+
+def test_mounts_that_moved_the_path_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 0.33, Starlette took what a mount matched away from the path."""
+    monkeypatch.setattr(starlette, "__version__", "0.27.0")
+    app = starlette_app()
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": f"/items/{VALUE}",
+        "root_path": "/v1",
+        "app_root_path": "",
+        "router": app.router,
+    }
+    lookup = RouteLookup(scope, app)
+    monkeypatch.undo()
+    assert lookup.template() == "/v1/items/{item_id}"
 
 
 class Stubborn(BaseRoute):

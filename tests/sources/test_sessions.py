@@ -141,7 +141,7 @@ def test_correct_use_of_every_kind_is_clean(
         registry().execute(QUERY)
         registry.remove()
         with SQLModelSession(engine) as session, session.no_autoflush:
-            session.execute(QUERY)
+            session.connection().execute(QUERY)
         with OwnSession(engine) as session:
             session.execute(QUERY)
             session.commit()
@@ -434,6 +434,15 @@ def test_a_fault_of_ours_does_not_reach_the_user_of_a_session(
             assert session.execute(QUERY).scalar() == 1
 
 
+def use(session: Session, *, close: bool) -> None:
+    """Use a session, and close it or not."""
+    session.execute(QUERY)
+    if close:
+        session.close()
+    else:
+        session.rollback()
+
+
 def test_nothing_is_remembered_of_sessions_that_are_gone(guard: LeakGuard, engine: Engine) -> None:
     """After a thousand sessions the source knows as much as before."""
     gc.collect()
@@ -441,12 +450,57 @@ def test_nothing_is_remembered_of_sessions_that_are_gone(guard: LeakGuard, engin
     before = len(sessions._alive)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
     with guard.scope("job"):
         for number in range(1000):
-            session = Session(engine)
-            session.execute(QUERY)
-            if number % 2:
-                session.close()
-            else:
-                session.rollback()
-    del session
+            use(Session(engine), close=bool(number % 2))
     gc.collect()
     assert len(sessions._alive) == before  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+
+
+@pytest.mark.parametrize("end", ["reset", "invalidate"])
+def test_other_ends_of_a_session_count(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, end: str
+) -> None:
+    """`reset()` and `invalidate()` give everything back, as `close()` does."""
+    before = Session(engine)
+    with guard.scope("job"):
+        session = Session(engine)
+        session.execute(QUERY)
+        getattr(session, end)()
+    getattr(before, end)()
+    assert recorder.findings == []
+
+
+def test_a_session_from_before_may_be_reset(engine: Engine) -> None:
+    """A session that nobody follows is none of our business."""
+    session = Session(engine)
+    with LeakGuard(mode="testing", observers=[]):
+        session.reset()
+
+
+def test_an_initialiser_that_runs_twice_makes_one_session(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A class may call the `__init__` of its base twice."""
+    with guard.scope("job"):
+        session = Session(engine)
+        Session.__init__(session, engine)
+        session.close()
+    assert len(recorder.holds_acquired) == 1
+
+
+def test_an_unbound_session_belongs_to_whoever_is_around(
+    recorder: Recorder, engine: Engine, tmp_path: Path
+) -> None:
+    """It may turn out to use an engine that is watched, or not."""
+    other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    gone = LeakGuard(mode="testing", observers=[])
+    outer = LeakGuard(mode="testing", observers=[], engines=[other])
+    inner = LeakGuard(mode="testing", observers=[recorder], engines=[engine])
+    with outer, inner, gone.scope("of a guard that is not installed"):
+        Session().close()
+        with outer.scope("outer"):
+            session = Session()
+            with inner.scope("inner"):
+                session.execute(QUERY, bind_arguments={"bind": engine})
+    assert [finding.scope and finding.scope.name for finding in recorder.findings] == ["inner"]
+    session.close()
+    other.dispose()

@@ -9,14 +9,12 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.pool import Pool, StaticPool
+from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
 
 from leakguard.core.callsite import capture
 from leakguard.core.faults import FAULTS
@@ -24,16 +22,15 @@ from leakguard.core.finding import PoolUsage
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.holder import current_holder, running_loop
 from leakguard.core.scope import current_scope
-from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy.drivers import backend_pid, driver_in_transaction
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.guards import Guards
-from leakguard.sources.sqlalchemy.pools import PoolFacts, pool_facts, pool_fill
+from leakguard.sources.sqlalchemy.pools import PoolFacts, at_work, pool_facts, pool_fill
 from leakguard.sources.sqlalchemy.refs import NumberedRef
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, PoolResetState
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from leakguard.core.guard import Guard
     from leakguard.core.scope import Scope
@@ -49,7 +46,8 @@ class Checkout(ConnectionHold):
     facts: PoolFacts
     record: int
     """The number of the pool's entry: two checkouts with the same one are one connection."""
-    detached: bool
+    detached: int
+    """The number of the driver's connection once it has left its pool for good, else 0."""
 
     @property
     def open(self) -> bool:
@@ -74,27 +72,20 @@ class Checkout(ConnectionHold):
         if pool is None:
             return None
         site = self.created_at or self.acquired_at
-        same_line = sum(
-            1
-            for other in self.guard.open_holds()
-            if isinstance(other, Checkout)
-            and other.facts is self.facts
-            and (other.created_at or other.acquired_at) == site
-        )
-        return PoolUsage(*pool_fill(pool), same_line)
+        of_pool = [
+            hold
+            for hold in self.guard.open_holds()
+            if isinstance(hold, Checkout) and hold.facts is self.facts
+        ]
+        same_line = sum((hold.created_at or hold.acquired_at) == site for hold in of_pool)
+        out, capacity = pool_fill(pool)
+        if out is not None:  # after a dispose() the old pool counts anew, down from 0
+            out = max(out, sum(not hold.detached for hold in of_pool))
+        return PoolUsage(out, capacity, same_line)
 
     @property
     def lost_when_collected(self) -> bool:
-        return self.facts.is_async or self.detached
-
-
-@dataclass(slots=True)
-class _Shared:
-    """The checkouts of a `StaticPool`, whose events do not say which of them they mean."""
-
-    holds: list[Checkout] = field(default_factory=list[Checkout])
-    closing: int = 0
-    """Closes seen that could not be told apart yet."""
+        return self.facts.is_async or bool(self.detached)
 
 
 class Checkouts:
@@ -104,7 +95,6 @@ class Checkouts:
         self._guards = guards
         self._open: dict[int, Checkout] = {}
         self._by_record: dict[int, Checkout] = {}
-        self._shared: dict[int, _Shared] = {}
         self._detached: dict[int, Checkout] = {}
         self._pools: dict[int, PoolFacts] = {}
         self.listeners: tuple[Listener, ...] = (
@@ -113,6 +103,7 @@ class Checkouts:
             (Pool, "detach", self._on_detach),
             (Pool, "close_detached", self._on_close_detached),
             (StaticPool, "reset", self._on_static_reset),
+            (StaticPool, "invalidate", self._on_static_invalidate),
         )
         # Not before_cursor_execute: an engine with a listener to that joins its listeners anew
         # for every connection, which costs more than all the rest of leakguard together.
@@ -132,8 +123,6 @@ class Checkouts:
             for key, hold in holds.copy().items():
                 if hold.guard is guard:
                     holds.pop(key, None)
-        for shared in self._shared.copy().values():
-            shared.holds = [hold for hold in shared.holds if hold.guard is not guard]
 
     # --- listeners --------------------------------------------------------------------------------
 
@@ -159,42 +148,48 @@ class Checkouts:
             self._came_back(hold)
 
     def _on_detach(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        hold = self._by_record.pop(id(record), None)
+        hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
         if hold is not None and not hold.collected:
-            hold.detached = True
-            self._detached[id(dbapi_connection)] = hold
+            hold.detached = id(dbapi_connection)
+            self._detached[hold.detached] = hold
 
     def _on_close_detached(self, dbapi_connection: DBAPIConnection) -> None:
         hold = self._detached.pop(id(dbapi_connection), None)
         if hold is not None:
             self._came_back(hold)
 
-    def _on_static_reset(
+    def _on_static_reset(self, *_: object) -> None:
+        """One of several checkouts of one connection is being closed."""
+        hold = self._handled_by_caller()
+        if hold is not None:
+            self._came_back(hold)
+
+    def _on_static_invalidate(
         self,
         dbapi_connection: DBAPIConnection,  # noqa: ARG002  (the event's signature)
         record: ConnectionPoolEntry,
-        reset_state: PoolResetState,  # noqa: ARG002  (the event's signature)
+        exception: BaseException | None,  # noqa: ARG002  (the event's signature)
     ) -> None:
-        """One of several checkouts of one connection is being closed."""
-        shared = self._shared.get(id(record))
-        # A collected proxy resets its connection, too; its finalizer has run before.
-        if shared is not None and not getattr(record, "needs_gc", False):
-            try:
-                self._shared_returns(shared)
-            except Exception as error:  # noqa: BLE001  (raising here invalidates the connection)
-                report_fault(error)
+        """The connection of several checkouts is closed, and with it all of them."""
+        number = id(record)
+        for hold in tuple(self._open.copy().values()):
+            if hold.record == number and hold.facts.shares:
+                self._came_back(hold)
 
     def _on_statement(self, cursor: object, statement: str, *arguments: Any) -> None:  # noqa: ARG002, ANN401  (the events' signatures)
         """A statement begins; its parameters, among the arguments, are never looked at."""
         context = arguments[-1]
         if context is None:  # SQLAlchemy's own, not made through a `Connection`
             return
-        hold = self.of(context.root_connection)
-        if hold is not None and hold.guard.settings.statements:
-            hold.used_monotonic = monotonic()
-            hold.statement_text = statement
-            if hold.scope is not None:
-                hold.scope.log.add("statement executed")
+        try:
+            hold = self.of(context.root_connection)
+            if hold is not None and hold.guard.settings.statements:
+                hold.used_monotonic = monotonic()
+                hold.statement_text = statement
+                if hold.scope is not None:
+                    hold.scope.log.add("statement executed")
+        except Exception as error:  # noqa: BLE001  (the caller must not notice)
+            report_fault(error)
 
     # --- out and back -----------------------------------------------------------------------------
 
@@ -212,16 +207,15 @@ class Checkouts:
         site = capture(frame, guard.settings.frames, parent_stacks)
         hold = Checkout(guard, facts.name, scope, site)
         hold.facts = facts
+        hold.asynchronous = facts.is_async
         hold.record = id(record)
-        hold.detached = False
+        hold.detached = 0
         hold.ref = NumberedRef(proxy, self._proxy_gone)
         if scope is not None:
             self.place(hold, scope)
             hold.sync_in_async = not facts.is_async and running_loop() is not None
         self._open[hold.ref.number] = hold
-        if facts.shares:
-            self._shared_of(hold.record, pool).holds.append(hold)
-        else:
+        if not facts.shares:  # else the record does not tell which of them is meant
             self._by_record[hold.record] = hold
         guard.acquired(hold)
 
@@ -237,50 +231,33 @@ class Checkouts:
             weakref.finalize(pool, self._pools.pop, id(pool), None).atexit = False
         return facts
 
-    def _shared_of(self, record: int, pool: Pool) -> _Shared:
-        shared = self._shared.get(record)
-        if shared is None:
-            shared = self._shared.setdefault(record, _Shared())
-            weakref.finalize(pool, self._shared.pop, record, None).atexit = False
-        return shared
-
     def _came_back(self, hold: Checkout) -> None:
-        self._open.pop(hold.ref.number, None)
-        hold.guard.released(hold)
+        if self._open.pop(hold.ref.number, None) is None:
+            return  # a detached connection of a StaticPool fires two events
+        try:
+            if hold.session is not None:
+                hold.session.returns += 1
+            hold.guard.released(hold)
+        except Exception as error:  # noqa: BLE001  (raising in a listener loses the connection)
+            report_fault(error)
 
-    def _shared_returns(self, shared: _Shared) -> None:
-        self._settle(shared)
-        live = [hold for hold in shared.holds if hold.open]
-        if len(live) == 1:
-            shared.holds.remove(live[0])
-            self._came_back(live[0])
-        elif live:
-            shared.closing += 1
-
-    def _settle(self, shared: _Shared) -> None:
-        """Release those that turn out to be closed by now."""
-        for hold in tuple(shared.holds):
-            proxy = hold.ref()
-            if proxy is not None and not proxy.is_valid:
-                shared.holds.remove(hold)
-                shared.closing -= 1
-                self._came_back(hold)
+    def _handled_by_caller(self) -> Checkout | None:
+        """Find the checkout whose proxy SQLAlchemy is at work on: its events do not tell."""
+        frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        proxies = (one for one in at_work(frame) if isinstance(one, PoolProxiedConnection))
+        proxy = next(proxies, None)
+        hold = self._open.get(id(proxy))
+        # It is another proxy where a collected one is cleaned up after.
+        return hold if hold is not None and hold.ref() is proxy else None
 
     def _proxy_gone(self, ref: NumberedRef[Any]) -> None:
         """Run as a finalizer: at any point of any code, without a lock and with few allocations."""
         # The number is free for another object only after this, so that the entry is its own.
         hold = self._open.pop(ref.number, None)
-        if hold is None or hold.released_monotonic is not None:
-            return
-        shared = self._shared.get(hold.record) if hold.facts.shares else None
-        if shared is not None:
-            self._settle(shared)
-            shared.holds.remove(hold)
-            if shared.closing > 0:  # it was closed a moment ago, when nobody could tell
-                shared.closing -= 1
-                WATCH.post(partial(hold.guard.released, hold))
-                return
-        hold.guard.collected(hold)
+        if hold is not None and hold.released_monotonic is None:
+            if hold.detached:
+                self._detached.pop(hold.detached, None)
+            hold.guard.collected(hold)
 
 
 def report_fault(error: Exception) -> None:
@@ -300,5 +277,6 @@ def _is_beside(other: object, hold: Checkout) -> bool:
         and other is not hold
         and other.facts is hold.facts
         and other.record != hold.record
+        and not other.detached
         and other.open
     )

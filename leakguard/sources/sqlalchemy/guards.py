@@ -50,15 +50,23 @@ class Guards:
         """
         while scope is not None:
             guard = scope.guard
-            if guard.installed and _watches(guard, pool):
+            if guard.installed and watches(guard, pool):
                 return guard, scope
             scope = scope.parent
         for guard in self._guards:
-            if _watches(guard, pool):
+            if watches(guard, pool):
                 return guard, None
         return None, None
 
+    def around(self, scope: Scope | None) -> tuple[Guard | None, Scope | None]:
+        """Give the innermost scope and its guard, else the guard that was installed first."""
+        while scope is not None:
+            if scope.guard.installed:
+                return scope.guard, scope
+            scope = scope.parent
+        return next(iter(self._guards), None), None
 
-def _watches(guard: Guard, pool: Pool | None) -> bool:
+
+def watches(guard: Guard, pool: Pool | None) -> bool:
     engines = guard.settings.engines
     return engines is None or (pool is not None and belongs_to(pool, engines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final, cast
@@ -105,9 +106,19 @@ def _engine_of(pool: Pool, frame: FrameType | None) -> Engine | None:
 
     Neither the pool nor its events know the engine; the method that checks out is the engine's.
     """
-    while frame is not None:
-        candidate: object = frame.f_locals.get("self")
-        if isinstance(candidate, Engine) and candidate.pool is pool:
-            return candidate
-        frame = frame.f_back
+    for one in at_work(frame):
+        if isinstance(one, Engine) and one.pool is pool:
+            return one
     return None
+
+
+def at_work(frame: FrameType | None) -> Iterator[object]:
+    """Give the objects whose methods are on the stack, SQLAlchemy's own, innermost first.
+
+    Other frames are not looked into: asking a frame for its variables keeps what they refer to
+    alive until it ends.
+    """
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("sqlalchemy."):
+            yield frame.f_locals.get("self")
+        frame = frame.f_back

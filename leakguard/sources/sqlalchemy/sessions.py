@@ -1,7 +1,7 @@
 """Sessions: constructed, linked to their checkouts, closed.
 
-There is no event for the construction or the `close()` of a session: these two methods are
-wrapped while a guard is installed.
+There is no event for the construction or the `close()` of a session, nor for `invalidate()` and
+`reset()`, which end its work, too: these methods are wrapped while a guard is installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from leakguard.core.scope import current_scope
 from leakguard.sources.patch import Patch
 from leakguard.sources.sqlalchemy.checkouts import Checkout, Checkouts, Listener, report_fault
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
-from leakguard.sources.sqlalchemy.guards import Guards
+from leakguard.sources.sqlalchemy.guards import Guards, watches
 from leakguard.sources.sqlalchemy.refs import NumberedRef
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class Sessions:
         self.patches = (
             Patch(Session, "__init__", self._wrap_init),
             Patch(Session, "close", self._wrap_close),
+            Patch(Session, "invalidate", self._wrap_close),
+            Patch(Session, "reset", self._wrap_reset),
         )
 
     def forget(self, guard: Guard) -> None:
@@ -88,14 +90,33 @@ class Sessions:
             try:
                 return original(session, *args, **kwargs)
             finally:
+                hold.returns = 0
                 hold.guard.released(hold)
 
         return close
 
+    def _wrap_reset(self, original: Callable[..., None]) -> Callable[..., None]:
+        def reset(session: Session, *args: object, **kwargs: object) -> None:
+            try:
+                original(session, *args, **kwargs)
+            finally:
+                hold = self._alive.get(id(session))
+                if hold is not None:
+                    hold.returns = 0
+                    hold.guard.released(hold)
+
+        return reset
+
     def _constructed(self, session: Session) -> None:
+        if id(session) in self._alive:
+            return  # by a class that calls the `__init__` of two bases
         bind = session.bind
         pool = None if bind is None else bind.engine.pool
         guard, scope = self._guards.watching(current_scope.get(), pool)
+        known = guard is not None
+        if bind is None and not known:
+            # Its engines are found by mapper. It may turn out to use one that is watched.
+            guard, scope = self._guards.around(current_scope.get())
         if guard is None:
             return
         # Two frames up is the wrapper; whoever called it constructs the session. Nobody does
@@ -107,7 +128,8 @@ class Sessions:
         if scope is not None:
             hold.holder = current_holder(scope)
         self._alive[hold.ref.number] = hold
-        guard.acquired(hold)
+        if known:
+            guard.acquired(hold)
 
     def _constructing_frame(self, frame: FrameType | None) -> FrameType | None:
         """Skip the `__init__` methods of session classes: the user's line is who called them."""
@@ -123,10 +145,11 @@ class Sessions:
 
     def _closing(self, hold: ConstructedSession) -> None:
         hold.times_closed += 1
-        if hold.checkouts_ever == 0:  # closed before its first use: worth knowing by whom
+        # Closed before its first use by a generator that nobody keeps, as in next(get_db()).
+        # A framework that is done with it resumes it, or throws in another exception.
+        if hold.checkouts_ever == 0 and isinstance(sys.exception(), GeneratorExit):
             site = capture(sys._getframe(), 1, parent_stacks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
             hold.closed_by = None if site is None else site.code
-        hold.checkouts = 0
 
     # --- events -----------------------------------------------------------------------------------
 
@@ -142,11 +165,12 @@ class Sessions:
             return
         try:
             hold = self._checkouts.of(connection)
-            # A connection that is older than the session was handed to it.
+            # A connection that is older than the session, or its bind, was handed to it.
             if (
                 hold is not None
                 and hold.session is None
                 and hold.acquired_monotonic >= owner.acquired_monotonic
+                and connection is not session.bind
             ):
                 self._link(owner, hold)
         except Exception as error:  # noqa: BLE001  (the application must not notice)
@@ -154,18 +178,18 @@ class Sessions:
 
     def _link(self, owner: ConstructedSession, hold: Checkout) -> None:
         hold.session = owner
+        owner.asynchronous = hold.asynchronous
         hold.taken_after_close = owner.times_closed > 0
-        hold.taken_again = owner.checkouts > 0
-        owner.checkouts += 1
+        hold.taken_again = owner.returns > 0
         owner.checkouts_ever += 1
         if owner.allowed is not None:
             hold.allowed = owner.allowed
         scope = owner.scope
         if scope is not None and scope is not hold.scope and scope.closed_at is None:
-            hold.guard.withdraw(hold)
-            hold.guard, hold.scope = owner.guard, scope
-            self._checkouts.place(hold, scope)
-            hold.guard.acquired(hold)
+            pool = hold.facts.ref()
+            if owner.guard is hold.guard or watches(owner.guard, pool):
+                self._checkouts.place(hold, scope)
+                hold.guard.hand_over(hold, owner.guard, scope)
 
     def _session_gone(self, ref: NumberedRef[Any]) -> None:
         """Run as a finalizer: at any point of any code, without a lock and with few allocations."""

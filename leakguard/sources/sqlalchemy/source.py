@@ -78,7 +78,8 @@ def _listen(listeners: Iterable[Listener]) -> None:
 
 def _ignore(listeners: Iterable[Listener]) -> None:
     for target, name, listener in listeners:
-        event.remove(target, name, listener)
+        if event.contains(target, name, listener):  # somebody may have cleared the event
+            event.remove(target, name, listener)
 
 
 def _someone_listens_to_dialects() -> bool:

@@ -1,0 +1,261 @@
+"""From a stack to the user's own lines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from leakguard.core import callsite
+from leakguard.core.callsite import (
+    CallSite,
+    Place,
+    capture,
+    classify,
+    import_path,
+    mark_boundary,
+    no_segments,
+    relative_path,
+)
+from tests.core.fakes import here, site_at
+
+SITE_PACKAGES = sysconfig.get_path("purelib")
+
+
+def frame(level: int = 0) -> FrameType:
+    return sys._getframe(level + 1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+
+
+def call_from(file: str, function: Any, *, name: str = "somewhere") -> Any:
+    """Call `function` from a frame whose code claims to be in `file`."""
+    variables: dict[str, Any] = {"function": function, "__name__": name, "__file__": file}
+    exec(compile("def caller(): return function()\nresult = caller()", file, "exec"), variables)  # noqa: S102  (text of the test)
+    return variables["result"]
+
+
+def captured(limit: int = 1) -> CallSite | None:
+    return capture(frame(1), limit, no_segments)
+
+
+def test_a_call_site_is_the_caller_s_line() -> None:
+    """With file, line and function."""
+    site, line = here(), frame().f_lineno
+    assert (site.file, site.line) == (__file__, line)
+    assert site.function == "test_a_call_site_is_the_caller_s_line"
+    assert str(site) == f"{relative_path(__file__)}:{line} in {site.function}"
+    assert repr(site) == f"<CallSite {site}>"
+
+
+def test_frames_are_kept_up_to_the_limit_innermost_first() -> None:
+    """As many as the settings say."""
+
+    def inner() -> CallSite | None:
+        return capture(frame(), 2, no_segments)
+
+    def outer() -> CallSite | None:
+        return inner()
+
+    site = outer()
+    assert site is not None
+    prefix = "test_frames_are_kept_up_to_the_limit_innermost_first.<locals>."
+    assert [one.function for one in site.frames] == [prefix + "inner", prefix + "outer"]
+    assert site.frames[0].file == __file__
+
+
+def several_lines(record: Any) -> None:
+    """Call from every kind of line that an expression can be spread over."""
+    record(
+        1,
+        2,
+    )
+    [record(number) for number in range(2)]
+    value = {
+        "a": record(),
+        "b": (record()),
+    }
+    with record() or open(os.devnull) as file:  # noqa: PTH123  (some context manager)
+        record(
+            file,
+            value,
+        )
+
+
+def test_lines_are_those_that_python_says() -> None:
+    """Decoded late from the offset of an instruction, a line is what the frame itself said."""
+    lines: list[tuple[int, int]] = []
+
+    def record(*_: object) -> None:
+        site = capture(frame(1), 1, no_segments)
+        assert site is not None
+        lines.append((site.line, frame(1).f_lineno))
+
+    several_lines(record)
+    assert len(lines) == 7
+    assert [line for line, _ in lines] == [line for _, line in lines]
+
+
+def test_a_line_that_no_instruction_names_is_the_function_s() -> None:
+    """An offset outside of the code is no reason to fail."""
+    code = here().code
+    assert CallSite(((code, 10**6),)).line == code.co_firstlineno
+
+
+def test_library_frames_are_passed_over() -> None:
+    """The standard library, frameworks and drivers are never the user's line."""
+    for file in (
+        os.path.join(os.path.dirname(os.__file__), "made_up.py"),  # noqa: PTH118, PTH120  (a string, as in code objects)
+        f"{SITE_PACKAGES}/sqlalchemy/orm/session.py",
+        f"{SITE_PACKAGES}/fastapi/made_up.py",
+        f"{SITE_PACKAGES}/sniffio.py",
+    ):
+        assert classify(file) is Place.LIBRARY
+        site = call_from(file, captured)
+        assert site.function == "call_from"
+    assert classify(callsite.__file__) is Place.LIBRARY
+
+
+def test_another_package_is_the_line_where_there_is_none_of_the_user_s() -> None:
+    """An application that is itself installed is named by its innermost frame."""
+    file = f"{SITE_PACKAGES}/the_application/db.py"
+    assert classify(file) is Place.THIRD_PARTY
+    assert call_from(file, captured).function == "call_from"
+
+    def ending_here() -> CallSite | None:
+        return capture(only(frame(1), 1), 1, no_segments)
+
+    site = call_from(file, ending_here)
+    assert (site.file, site.function) == (file, "caller")
+
+
+def only(frame: FrameType, count: int) -> Any:
+    """Give a stack of `count` frames, and no more."""
+
+    class Shown:
+        """A frame without those outside of it."""
+
+        def __init__(self, shown: FrameType, left: int) -> None:
+            self.f_code, self.f_lasti = shown.f_code, shown.f_lasti
+            self.f_globals = shown.f_globals
+            outer = shown.f_back
+            self.f_back = None if outer is None or left < 2 else Shown(outer, left - 1)
+
+    return Shown(frame, count)
+
+
+def test_without_any_line_there_is_no_site() -> None:
+    """Neither the user's nor another package's."""
+    assert capture(None, 1, no_segments) is None
+
+    def ending_here() -> CallSite | None:
+        return capture(only(frame(1), 1), 1, no_segments)
+
+    assert call_from(f"{SITE_PACKAGES}/sqlalchemy/engine/base.py", ending_here) is None
+
+
+def test_a_walk_ends_at_a_boundary(tmp_path: Path) -> None:
+    """What is outside of the event loop or the middleware is not part of the scope."""
+    import asyncio.events  # noqa: PLC0415  (only its file is needed)
+
+    assert call_from(asyncio.events.__file__, captured) is None
+    boundary = str(tmp_path / "server.py")
+    assert call_from(boundary, captured).file == boundary
+    mark_boundary(boundary)
+    assert call_from(boundary, captured) is None
+    inner = str(tmp_path / "application.py")
+    site = call_from(boundary, lambda: call_from(inner, lambda: captured(12)))
+    assert [one.file for one in site.frames][-1] == __file__
+
+
+def test_a_walk_goes_on_at_the_parent_stacks() -> None:
+    """A stack that runs in a greenlet hangs from the one that awaits it."""
+    outside = frame()
+
+    def segments() -> Iterator[FrameType]:
+        yield only(outside, 1)
+
+    site = capture(None, 12, segments)
+    assert site is not None
+    assert site.frames[0].function == "test_a_walk_goes_on_at_the_parent_stacks"
+
+
+def test_generated_code_is_nobody_s() -> None:
+    """Methods of dataclasses and the like are not the user's line."""
+    assert call_from("<string>", captured).function == "call_from"
+
+
+@pytest.mark.parametrize("how", ["argument", "script"])
+def test_what_is_typed_in_is_the_user_s(tmp_path: Path, how: str) -> None:
+    """At a prompt or after `python -c`; what a script generates is not."""
+    code = (
+        "import sys\n"
+        "from leakguard.core.callsite import capture, no_segments\n"
+        "names = {'capture': capture, 'sys': sys, 'none': no_segments, **globals()}\n"
+        "exec('def f(): return capture(sys._getframe(), 1, none)', names)\n"
+        "print(names['f']().function)"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    arguments = ["-c", code] if how == "argument" else [str(script)]
+    out = subprocess.run(  # noqa: S603  (our own code)
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert out.stdout.strip() == ("f" if how == "argument" else "<module>")
+
+
+def test_sites_are_equal_by_their_innermost_line() -> None:
+    """By whatever way one got there; in another file it is another line."""
+    one = site_at("app/db.py", 12, "get_db")
+    caller = site_at("app/main.py", 1, "main")
+    code = one.code
+    same_code = CallSite(((code, 0), (caller.code, 0)))
+    assert one == same_code
+    assert hash(one) == hash(same_code)
+    assert one != caller
+    assert one != site_at("app/other.py", 12, "get_db")
+    assert one != "app/db.py:12"
+    assert isinstance(code, CodeType)
+
+
+def test_the_memory_of_files_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files there are."""
+    places: dict[str, Place] = {}
+    monkeypatch.setattr(callsite, "_places", places)
+    monkeypatch.setattr(callsite, "_PLACES_LIMIT", 3)
+    for number in range(20):
+        call_from(f"/made/up/{number}.py", captured)
+        assert len(places) <= 3
+
+
+def test_paths_are_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below it; elsewhere they are whole, and also where it has been removed."""
+    directory = tmp_path / "project"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    assert relative_path(str(directory / "app" / "db.py")) == os.path.join("app", "db.py")  # noqa: PTH118  (a string)
+    assert relative_path("/srv/db.py") == "/srv/db.py"
+    directory.rmdir()
+    assert relative_path("/srv/db.py") == "/srv/db.py"
+    assert classify("made_up.py") is Place.USER
+    monkeypatch.chdir(tmp_path)
+
+
+def test_import_paths_are_relative_to_the_nearest_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that the module is imported from; without one, the file's name."""
+    monkeypatch.setattr(sys, "path", ["/srv", "/srv/app", b"/odd", "relative"])
+    assert import_path("/srv/app/db.py") == "db.py"
+    assert import_path("/srv/other/db.py") == os.path.join("other", "db.py")  # noqa: PTH118  (a string)
+    assert import_path("/elsewhere/db.py") == "db.py"

@@ -1,0 +1,526 @@
+"""The guard turns what sources see into findings, and never troubles the application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import Any
+
+import pytest
+
+from leakguard import Finding, FindingKind, LeakGuardError, SettingsError, allow
+from leakguard.core.guard import Guard
+from leakguard.core.register import Register
+from tests.core.fakes import FakeConnection, construct, here, installed, make_guard, take
+from tests.support import Recorder
+
+
+class FakeSource:
+    """A source that notes who attaches and detaches."""
+
+    def __init__(self, name: str, steps: list[str]) -> None:
+        self.name = name
+        self.steps = steps
+
+    def attach(self, guard: Guard) -> None:
+        """Note it."""
+        self.steps.append(f"{self.name} in")
+
+    def detach(self, guard: Guard) -> None:
+        """Note it."""
+        self.steps.append(f"{self.name} out")
+
+
+def test_installation_is_a_pair_and_idempotent() -> None:
+    """Sources go in once, and out in the reverse order once."""
+    steps: list[str] = []
+    guard = make_guard(sources=[FakeSource("a", steps), FakeSource("b", steps)])
+    assert guard.install() is guard
+    guard.install()
+    guard.uninstall()
+    guard.uninstall()
+    assert steps == ["a in", "b in", "b out", "a out"]
+    with guard as entered:
+        assert entered is guard
+        assert guard.installed
+    assert not guard.installed
+
+
+def test_mode_off_installs_nothing() -> None:
+    """No source is told."""
+    steps: list[str] = []
+    guard = make_guard(mode="off", sources=[FakeSource("a", steps)])
+    with guard, guard.scope("job") as scope:
+        assert scope.name == "job"
+    assert steps == []
+
+
+def test_a_scope_notes_how_it_ended(recorder: Recorder) -> None:
+    """The exception passes unchanged, and its type is kept."""
+    guard = installed(recorder)
+    error = KeyError("lost")
+    with pytest.raises(KeyError) as raised, guard.scope("failing"):
+        raise error
+    assert raised.value is error
+
+    class Cancelled(BaseException):
+        """What trio raises."""
+
+    with pytest.raises(Cancelled), guard.scope("cancelled by trio"):
+        raise Cancelled
+
+    async def main() -> None:
+        async with guard.scope("cancelled"):
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert [(scope.exception, scope.cancelled) for scope in recorder.scopes_closed] == [
+        ("KeyError", False),
+        ("Cancelled", True),
+        ("CancelledError", True),
+    ]
+    guard.uninstall()
+
+
+def test_leaving_a_block_that_was_not_entered_is_nothing() -> None:
+    """There is no scope to end."""
+    make_guard().scope("job").__exit__(None, None, None)
+
+
+def test_open_holds_are_a_snapshot_oldest_first(recorder: Recorder) -> None:
+    """Sessions and connections; those that are closed or collected by now are not among them."""
+    guard = installed(recorder)
+    first, session, closed, collected, last = (
+        take(guard),
+        construct(guard),
+        take(guard),
+        take(guard),
+        take(guard),
+    )
+    closed.is_open = False
+    collected.is_open = False
+    collected.collected = True
+    assert guard.open_holds() == (first, session, last)
+    assert recorder.holds_released == [closed]
+    guard.uninstall()
+    assert guard.open_holds() == ()
+
+
+def test_a_return_is_told_once(recorder: Recorder) -> None:
+    """However often a source says so."""
+    guard = installed(recorder)
+    hold = take(guard)
+    guard.released(hold)
+    guard.released(hold)
+    assert recorder.holds_released == [hold]
+    guard.uninstall()
+
+
+def test_a_collected_session_is_told_too(recorder: Recorder) -> None:
+    """A session outside of any scope that is collected was never closed; that is no finding."""
+    guard = installed(recorder)
+    hold = construct(guard)
+    guard.collected(hold)
+    recorder.wait_for(lambda: recorder.holds_released)
+    assert recorder.findings == []
+    guard.uninstall()
+
+
+def test_what_nobody_listens_to_is_not_told() -> None:
+    """A guard without observers does its work in silence."""
+    guard = installed()
+    with guard.scope("job") as scope:
+        hold = take(guard, scope)
+        lost = take(guard)
+    guard.collected(lost)
+    guard.released(hold)
+    done = threading.Event()
+    from leakguard.core.watch import WATCH  # noqa: PLC0415  (only here)
+
+    WATCH.post(done.set)
+    assert done.wait(10)
+    assert guard.open_holds() == ()
+    guard.uninstall()
+
+
+def test_what_is_collected_after_an_uninstallation_is_nothing(recorder: Recorder) -> None:
+    """The guard has forgotten it."""
+    guard = installed(recorder)
+    other = installed(recorder)  # keeps the watch
+    hold = take(guard)
+    guard.uninstall()
+    guard.collected(hold)
+    take(other)
+    lost = take(other)
+    other.collected(lost)
+    recorder.wait_for(lambda: recorder.holds_released)
+    assert recorder.holds_released == [lost]
+    other.uninstall()
+
+
+def test_a_connection_that_comes_back_while_it_is_judged_is_resolved(recorder: Recorder) -> None:
+    """Whoever comes first, the finding is resolved exactly once."""
+    guard = installed(recorder)
+
+    class ReturnsWhenFound(Recorder):
+        """An observer that gives the connection back in the middle of the judgement."""
+
+        def found(self, finding: Any) -> None:
+            finding.hold.give_back()
+
+    racing = installed(ReturnsWhenFound(), recorder)
+    with racing.scope("job") as scope:
+        take(racing, scope)
+    recorder.wait_for(lambda: recorder.resolutions)
+    assert recorder.resolutions == recorder.findings
+    assert len(recorder.findings) == 1
+    racing.uninstall()
+    guard.uninstall()
+
+
+def test_notices_are_not_resolved(recorder: Recorder) -> None:
+    """An unclosed session that is closed later was untidy all the same."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        session = construct(guard, scope)
+    guard.released(session)
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+    assert not recorder.findings[0].resolved
+    guard.uninstall()
+
+
+def test_a_fault_of_the_judge_does_not_reach_the_application(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A library that raises when it is asked is logged once; the scope ends like any other."""
+
+    class Broken(FakeConnection):
+        """A connection that cannot even be asked."""
+
+        @property
+        def open(self) -> bool:
+            raise RuntimeError("no answer")
+
+    guard = installed(recorder)
+    for _ in range(2):
+        with guard.scope("job") as scope:
+            guard.acquired(Broken(guard, scope))
+    assert len(recorder.scopes_closed) == 2
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "leakguard's judge raised RuntimeError"
+    ]
+    guard.uninstall()
+
+
+def test_a_finding_that_cannot_be_made_takes_no_other_with_it(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other connections of the scope are found."""
+    guard = installed(recorder)
+    enter = Register.enter
+    failures = [RuntimeError("a fault")]
+
+    def fail_once(self: Register, *arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return enter(self, *arguments)
+
+    monkeypatch.setattr(Register, "enter", fail_once)
+    with guard.scope("job") as scope:
+        take(guard, scope)
+        second = take(guard, scope)
+    assert [finding.hold for finding in recorder.findings] == [second]
+    assert "leakguard's register raised RuntimeError" in caplog.text
+    guard.uninstall()
+
+
+def test_what_is_allowed_is_exempt(recorder: Recorder) -> None:
+    """Only what is acquired inside the block."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        with allow("streams the export"):
+            exempt = take(guard, scope)
+        accused = take(guard, scope)
+    assert exempt.allowed == "streams the export"
+    assert [finding.hold for finding in recorder.findings] == [accused]
+    guard.uninstall()
+
+
+@pytest.mark.parametrize("reason", ["", "  ", None, 7])
+def test_allow_needs_a_reason(reason: object) -> None:
+    """The next reader needs it."""
+    with pytest.raises(SettingsError, match=r"reason=.* is not allowed"), allow(reason):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
+        raise AssertionError
+
+
+def test_a_hold_may_be_handed_over_within_a_guard(recorder: Recorder) -> None:
+    """The scope of its session answers for it, and its acquisition is told once."""
+    guard = installed(recorder)
+    with guard.scope("test") as outer:
+        with guard.scope("request") as inner:
+            hold = take(guard, inner)
+            guard.hand_over(hold, guard, outer)
+        assert recorder.findings == []
+    assert [finding.scope for finding in recorder.findings] == [outer]
+    assert recorder.holds_acquired == [hold]
+    assert recorder.holds_released == []
+    guard.uninstall()
+
+
+def test_a_hold_may_be_handed_over_to_another_guard(recorder: Recorder) -> None:
+    """For the observers of the first it is gone, for those of the second it came."""
+    guard, theirs = installed(recorder), Recorder()
+    other = installed(theirs)
+    with other.scope("test") as outer:
+        hold = take(guard)
+        guard.hand_over(hold, other, outer)
+        assert guard.open_holds() == ()
+        assert other.open_holds() == (hold,)
+        hold.give_back()
+    assert recorder.holds_acquired == recorder.holds_released == [hold]
+    assert theirs.holds_acquired == theirs.holds_released == [hold]
+    assert recorder.findings == theirs.findings == []
+    guard.uninstall()
+    other.uninstall()
+
+
+class Mute(FakeConnection):
+    """A connection that raises when it is asked."""
+
+    __slots__ = ()
+
+    @property
+    def open(self) -> bool:
+        raise RuntimeError("no answer")
+
+
+def test_a_hold_that_cannot_be_judged_takes_no_other_with_it(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connections before and behind it, and the sessions, get their verdicts."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        before = take(guard, scope)
+        guard.acquired(Mute(guard, scope))
+        behind = take(guard, scope)
+        returned = take(guard, scope)
+        returned.sync_in_async = True
+        returned.give_back()
+        session = construct(guard, scope)
+    assert [finding.hold for finding in recorder.findings] == [before, behind, returned, session]
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "leakguard's judge raised RuntimeError"
+    ]
+    guard.uninstall()
+
+
+def test_a_fault_of_the_judge_itself_ends_no_request(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The scope is told as closed whatever happens while it is judged."""
+
+    class NoHolds(dict[Any, None]):
+        """The holds of a scope that cannot be listed."""
+
+        def copy(self) -> dict[Any, None]:
+            raise RuntimeError("no list")
+
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        scope.open_holds = NoHolds()
+        take(guard, scope)
+    assert recorder.scopes_closed == [scope]
+    assert "leakguard's judge raised RuntimeError" in caplog.text
+    guard.uninstall()
+
+
+def test_a_late_return_is_counted_from_the_response(recorder: Recorder) -> None:
+    """It is said when the scope ends, and by how much it was late."""
+    guard = installed(recorder, late_after=1.0)
+    with guard.scope("job") as scope:
+        hold = take(guard, scope)
+        hold.acquired_monotonic -= 10.0
+        scope.responded_at = hold.acquired_monotonic + 5.0
+        hold.give_back()
+    assert recorder.kinds == [FindingKind.RETURNED_LATE]
+    late_by = recorder.findings[0].evidence.late_by
+    assert late_by is not None
+    assert late_by >= 5.0
+    guard.uninstall()
+
+
+def test_what_was_taken_after_the_response_is_not_late(recorder: Recorder) -> None:
+    """A background task that has a connection of its own keeps nobody's."""
+    guard = installed(recorder, late_after=1.0)
+    with guard.scope("job") as scope:
+        hold = take(guard, scope)
+        scope.responded_at = hold.acquired_monotonic - 5.0
+        hold.give_back()
+    assert recorder.findings == []
+    guard.uninstall()
+
+
+def test_a_return_soon_after_the_response_is_in_time(recorder: Recorder) -> None:
+    """Dependencies close what they yielded after the response: that is no finding."""
+    guard = installed(recorder, late_after=1000.0)
+    with guard.scope("job") as scope:
+        hold = take(guard, scope)
+        scope.responded_at = hold.acquired_monotonic + 0.001
+        hold.give_back()
+    assert recorder.findings == []
+    guard.uninstall()
+
+
+def test_a_leak_that_is_collected_later_is_resolved_and_no_second_finding(
+    recorder: Recorder,
+) -> None:
+    """The verdict has fallen; how the connection came back is said once."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        hold = take(guard, scope)
+    hold.collect()
+    recorder.wait_for(lambda: recorder.resolutions)
+    assert recorder.kinds == [FindingKind.LEAKED]
+    assert recorder.resolutions == recorder.findings
+    assert recorder.findings[0].resolution is not None
+    assert "by the garbage collector" in recorder.findings[0].resolution
+    guard.uninstall()
+
+
+def test_two_that_resolve_at_once_resolve_it_once(recorder: Recorder) -> None:
+    """A return that falls between a finding and the look at it is told once."""
+
+    class Racing(FakeConnection):
+        """A connection that another thread gives back just when it is looked at."""
+
+        __slots__ = ("_released", "armed")
+        armed: bool
+
+        @property
+        def released_monotonic(self) -> float | None:
+            if self.armed:
+                self.armed = False
+                self.give_back()
+            return self._released
+
+        @released_monotonic.setter
+        def released_monotonic(self, value: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]  # the same, looked at
+            self.armed = False
+            self._released: float | None = value
+
+    class Arming(Recorder):
+        """An observer after which the race begins."""
+
+        def found(self, finding: Finding) -> None:
+            assert isinstance(finding.hold, Racing)
+            finding.hold.armed = True
+
+    guard = installed(recorder, Arming())
+    with guard.scope("job") as scope:
+        hold = Racing(guard, scope)
+        guard.acquired(hold)
+    recorder.wait_for(lambda: recorder.resolutions)
+    assert recorder.resolutions == recorder.findings
+    assert recorder.holds_released == [hold]
+    guard.uninstall()
+
+
+def test_a_block_is_entered_once() -> None:
+    """A second entry would lose the first scope."""
+    block = make_guard().scope("nightly import")
+    with block:
+        pass
+    with pytest.raises(LeakGuardError, match="'nightly import' was entered before"), block:
+        raise AssertionError
+
+
+def test_a_reason_that_a_source_gave_is_kept(recorder: Recorder) -> None:
+    """A connection is exempt because its session is, wherever it is checked out."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        hold = FakeConnection(guard, scope)
+        hold.allowed = "its session is exempt"
+        with allow("another reason"):
+            guard.acquired(hold)
+    assert hold.allowed == "its session is exempt"
+    assert recorder.findings == []
+    guard.uninstall()
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["a copy", "a strange one"])
+def test_allow_may_end_in_another_context(knows: bool) -> None:
+    """Frameworks run the halves of a synchronous dependency in copies of the context."""
+    guard = make_guard()
+    block = allow("streams the export")
+    entered = contextvars.copy_context()
+    entered.run(block.__enter__)
+    left = entered.copy() if knows else contextvars.Context()
+    left.run(block.__exit__, None, None, None)
+    assert left.run(take, guard).allowed is None
+
+
+@pytest.mark.parametrize(
+    "mark, kind",
+    [
+        ("nested", FindingKind.NESTED_CHECKOUT),
+        ("sync_in_async", FindingKind.SYNC_IN_ASYNC),
+    ],
+)
+def test_a_notice_waits_for_the_end_of_its_scope(
+    recorder: Recorder, mark: str, kind: FindingKind
+) -> None:
+    """Then it is known whether something worse has happened to the connection."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        returned, kept = take(guard, scope), take(guard, scope)
+        for hold in (returned, kept):
+            setattr(hold, mark, True)
+        returned.give_back()
+        assert recorder.findings == []
+    assert [(finding.hold, finding.kind, finding.also) for finding in recorder.findings] == [
+        (kept, FindingKind.LEAKED, (kind,)),
+        (returned, kind, ()),
+    ]
+    guard.uninstall()
+
+
+def test_what_is_collected_outside_of_any_scope_is_reclaimed(recorder: Recorder) -> None:
+    """There is no end of a scope to wait for."""
+    guard = installed(recorder)
+    hold = take(guard)
+    hold.collect()
+    recorder.wait_for(lambda: recorder.holds_released)
+    assert [(finding.hold, finding.kind) for finding in recorder.findings] == [
+        (hold, FindingKind.RECLAIMED)
+    ]
+    guard.uninstall()
+
+
+def test_a_scope_of_a_guard_that_is_gone_is_not_judged(recorder: Recorder) -> None:
+    """Whoever takes the guard out in the middle of a request wants to hear no more."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        take(guard, scope)
+        guard.uninstall()
+    assert recorder.findings == []
+    assert recorder.scopes_closed == [scope]
+
+
+def test_the_lifecycle_of_a_scope_is_kept(recorder: Recorder) -> None:
+    """What happened in the order in which it did, with the user's lines."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        session = construct(guard, scope, here())
+        hold = take(guard, scope, here())
+        hold.give_back()
+        guard.released(session)
+    assert [(event.what, event.where) for event in scope.events] == [
+        ("session constructed", session.site),
+        ("connection checked out", hold.site),
+        ("connection given back", None),
+        ("session closed", None),
+        ("scope closed", None),
+    ]
+    guard.uninstall()

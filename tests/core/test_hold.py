@@ -1,0 +1,55 @@
+"""A hold says what is known of it, and no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from leakguard.core.hold import ConnectionHold, Hold, SessionHold
+from tests.core.fakes import FakeConnection, construct, here, installed, make_guard, take
+
+
+def test_a_connection_knows_its_session_s_line() -> None:
+    """The construction is the session's, the checkout its own."""
+    guard = make_guard()
+    session = construct(guard, None, here())
+    hold = take(guard, None, here())
+    assert hold.created_at is None
+    hold.session = session
+    assert hold.created_at is session.created_at is not None
+    assert hold.acquired_at is hold.site
+    assert session.acquired_at is None
+    assert (session.resource, hold.resource) == ("session", "connection")
+
+
+def test_time_stands_still_when_it_is_back() -> None:
+    """How long it was out does not grow any more."""
+    guard = installed()
+    hold = take(guard)
+    assert hold.idle_for <= hold.held_for
+    hold.give_back()
+    assert hold.held_for == hold.held_for
+    assert hold.idle_for == hold.idle_for
+    guard.uninstall()
+
+
+def test_what_only_a_library_knows_is_unknown_to_the_core() -> None:
+    """The base has nothing to guess."""
+    guard = make_guard()
+    session = SessionHold(guard, None, None)
+    assert (session.statement, session.in_transaction, session.backend_pid) == (None, None, None)
+    assert (session.usage, session.lost_when_collected) == (None, False)
+    assert session.idle_for <= session.held_for
+    connection = ConnectionHold(guard, "main", None, None)
+    assert connection.statement is None
+    hold = Hold(guard, "main", None, None)
+    for name in ("open", "created_at", "acquired_at"):
+        with pytest.raises(NotImplementedError):
+            getattr(hold, name)
+
+
+def test_a_hold_is_named_by_its_line() -> None:
+    """Where there is one."""
+    guard = make_guard()
+    assert "in test_a_hold_is_named_by_its_line>" in repr(take(guard, None, here()))
+    assert "in test_a_hold_is_named_by_its_line>" in repr(construct(guard, None, here()))
+    assert repr(FakeConnection(guard)) == "<Hold connection from an unknown line>"

@@ -1,0 +1,320 @@
+"""The wording of every kind of finding, word for word."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+
+import pytest
+
+from leakguard import Finding, FindingKind
+from leakguard.core.finding import Evidence, Hint, PoolUsage
+from leakguard.core.report import (
+    advice,
+    describe_return,
+    headline,
+    render,
+    repetition,
+    resolution,
+    seconds,
+    shorten,
+    to_dict,
+)
+from tests.core.fakes import (
+    FakeConnection,
+    construct,
+    ended_scope,
+    make_finding,
+    make_guard,
+    site_at,
+    take,
+)
+
+SEEN_AT = datetime(2026, 1, 2, 10, 2, 11, tzinfo=UTC)
+EVIDENCE = Evidence(
+    held_for=0.011, idle_for=0.004, in_transaction=True, backend_pid=4711, late_by=3.2
+)
+
+
+def finding(
+    kind: FindingKind = FindingKind.LEAKED, *, evidence: Evidence = EVIDENCE, callers: int = 0
+) -> Finding:
+    """Make a finding with every fact that there can be."""
+    guard = make_guard()
+    scope = ended_scope(guard)
+    scope.status = 500
+    site = site_at("app/items.py", 41, "read_item", *[site_at("app/main.py", 7, "main")] * callers)
+    hold = take(guard, scope, site)
+    hold.session = construct(guard, None, site_at("app/db.py", 12, "get_db"))
+    hold.statement_text = "SELECT items.id\n  FROM items"
+    return Finding(
+        kind=kind,
+        hold=hold,
+        scope=scope,
+        pool="main",
+        hint=Hint("get_db forgets", "close it"),
+        fingerprint="c0ffee",
+        evidence=evidence,
+        usage=PoolUsage(14, 15, 11),
+        count=37,
+        first_seen=SEEN_AT,
+        first_scope="POST /orders",
+    )
+
+
+def test_the_whole_report() -> None:
+    """One line that can be understood alone, then a block of facts."""
+    assert str(finding()) == (
+        "leaked: GET /items/{item_id} (500 in 12 ms) did not give back "
+        'a connection of pool "main"\n'
+        "  session created   app/db.py:12 in get_db\n"
+        "  checked out       app/items.py:41 in read_item\n"
+        "  last statement    SELECT items.id FROM items\n"
+        "  state             transaction open, held 11 ms, idle 4 ms, backend pid 4711\n"
+        "  pool              14 of 15 out, 11 of them from app/db.py:12 in get_db\n"
+        "  likely cause      get_db forgets\n"
+        "  fix               close it\n"
+        "  seen              37 times since 10:02:11, first in POST /orders [c0ffee]"
+    )
+
+
+def test_a_report_with_little_to_say() -> None:
+    """What is not known is not mentioned."""
+    one = finding(evidence=Evidence(held_for=70.0, idle_for=None, in_transaction=False))
+    assert one.hold is not None
+    one.scope = None
+    one.count = 1
+    one.usage = PoolUsage(None, None, 0)
+    one.hint = Hint(None, "close it")
+    one.hold = take(make_guard())
+    one.also = (FindingKind.NESTED_CHECKOUT, FindingKind.SYNC_IN_ASYNC)
+    one.resolution = "given back 2.0 s later"
+    assert render(one) == (
+        "leaked: code outside of any scope (no request context) did not give back "
+        'a connection of pool "main"\n'
+        "  checked out       by code that has no line of the user's on its stack\n"
+        "  state             no transaction, held 70.0 s\n"
+        "  also              taken while the scope held another connection of the pool; "
+        "a synchronous checkout on a thread that runs an event loop\n"
+        "  pool              has no limit and does not count\n"
+        "  fix               close it\n"
+        "  seen              for the first time [c0ffee]\n"
+        "  resolved          given back 2.0 s later"
+    )
+
+
+def test_the_callers_are_shown_up_to_a_few() -> None:
+    """Where the settings keep them, and no more than help."""
+    text = render(finding(callers=9))
+    assert text.count("    called from     app/main.py:7 in main") == 3
+
+
+def test_a_finding_on_a_session_has_no_connection_to_describe() -> None:
+    """No checkout, no state."""
+    one = finding(FindingKind.UNCLOSED_SESSION)
+    one.hold = construct(make_guard(), None, site_at("app/db.py", 12, "get_db"))
+    text = render(one)
+    assert "session created   app/db.py:12 in get_db" in text
+    assert "checked out" not in text
+    assert "state" not in text
+
+
+def test_a_finding_on_a_pool_has_no_hold_to_describe() -> None:
+    """Only the pool's own facts."""
+    one = finding()
+    one.hold = None
+    text = render(one)
+    assert "created" not in text
+    assert "  pool              14 of 15 out\n" in text
+    assert "from an unknown line" in resolution(one)
+    one.usage = None
+    one.first_scope = None
+    assert "  pool  " not in render(one)
+    assert "37 times since 10:02:11 [c0ffee]" in render(one)
+
+
+HEADLINES = {
+    FindingKind.LEAKED: 'did not give back a connection of pool "main"',
+    FindingKind.RECLAIMED: 'left a connection of pool "main" to the garbage collector',
+    FindingKind.OUTLIVES_SCOPE: (
+        "ended while task 'worker' still had a connection of pool \"main\""
+    ),
+    FindingKind.RETURNED_LATE: 'gave a connection of pool "main" back 3.2 s after the response',
+    FindingKind.NESTED_CHECKOUT: 'took a connection of pool "main" while it held another one',
+    FindingKind.SYNC_IN_ASYNC: (
+        'took a connection of the synchronous pool "main" on the event loop\'s thread'
+    ),
+    FindingKind.UNCLOSED_SESSION: "did not close a session",
+}
+
+
+@pytest.mark.parametrize("kind", FindingKind)
+def test_every_kind_has_its_headline(kind: FindingKind) -> None:
+    """It can be understood alone."""
+    evidence = Evidence(0.1, 0.1, late_by=3.2, holder="task 'worker'")
+    assert headline(finding(kind, evidence=evidence)) == (
+        f"{kind}: GET /items/{{item_id}} (500 in 12 ms) {HEADLINES[kind]}"
+    )
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        (FindingKind.OUTLIVES_SCOPE, "in the hands of task 'worker'"),
+        (FindingKind.LEAKED, "left by task 'worker', which has ended"),
+    ],
+)
+def test_who_had_it_is_said(kind: FindingKind, words: str) -> None:
+    """While they run, and when they have ended."""
+    text = render(finding(kind, evidence=Evidence(0.1, 0.1, holder="task 'worker'")))
+    assert words in text
+
+
+def test_a_late_return_without_its_time_is_at_once() -> None:
+    """Nothing is guessed."""
+    one = finding(FindingKind.RETURNED_LATE, evidence=Evidence(0.1, 0.1))
+    assert "0 ms after the response" in headline(one)
+
+
+@pytest.mark.parametrize(
+    "status, exception, cancelled, words",
+    [
+        (200, None, False, "(200 in 12 ms)"),
+        (500, "ValueError", False, "(500, ValueError in 12 ms)"),
+        (None, "CancelledError", True, "(cancelled in 12 ms)"),
+        (None, None, False, "(in 12 ms)"),
+    ],
+)
+def test_how_the_scope_ended_is_said(
+    status: int | None, exception: str | None, cancelled: bool, words: str
+) -> None:
+    """In a few words, with how long it took."""
+    one = finding()
+    assert one.scope is not None
+    one.scope.status, one.scope.exception = status, exception
+    one.scope.cancelled = cancelled
+    assert f"GET /items/{{item_id}} {words} did" in headline(one)
+
+
+def test_further_occurrences_are_one_line() -> None:
+    """With how many it stands for, how many there were, and where the last was."""
+    one = finding()
+    assert repetition(one, 1) == (
+        "leaked: 1 more time from app/db.py:12 in get_db, 37 since 10:02:11, "
+        "last in GET /items/{item_id} (500 in 12 ms) [c0ffee]"
+    )
+    assert repetition(one, 9).startswith("leaked: 9 more times from ")
+
+
+@pytest.mark.parametrize(
+    "collected, lost, words",
+    [
+        (False, False, "given back"),
+        (True, False, "given back by the garbage collector"),
+        (True, True, "thrown away by the garbage collector"),
+    ],
+)
+def test_a_return_is_described(collected: bool, lost: bool, words: str) -> None:
+    """How it came back, how long after its finding, and how long it was out."""
+    one = finding()
+    hold = one.hold
+    assert hold is not None
+    hold.collected = collected
+    hold.acquired_monotonic, hold.released_monotonic = 10.0, 13.211
+
+    assert isinstance(hold, FakeConnection)
+    hold.is_lost_when_collected = lost
+    one.resolution = describe_return(one, hold)
+    assert one.resolution == f"{words} 3.2 s later, after 3.2 s out"
+    assert resolution(one) == (
+        f"resolved: {words} 3.2 s later, after 3.2 s out from app/db.py:12 in get_db, "
+        "GET /items/{item_id} (500 in 12 ms)"
+    )
+
+
+def test_advice_is_short() -> None:
+    """For a warning: what happened, why, and what to do."""
+    one = finding()
+    assert advice(one).splitlines()[1:] == [
+        "  likely cause: get_db forgets",
+        "  fix: close it",
+    ]
+    one.hint = Hint(None, "close it")
+    assert advice(one).splitlines()[1:] == ["  fix: close it"]
+
+
+def test_the_facts_are_ready_for_json() -> None:
+    """Under flat names, as plain values, all of them."""
+    facts = json.loads(json.dumps(finding().to_dict()))
+    assert facts["kind"] == "leaked"
+    assert facts["severity"] == "error"
+    assert facts["created_at"]["line"] == 12
+    assert facts["acquired_at"]["frames"] == [
+        {"file": facts["acquired_at"]["file"], "line": 41, "function": "read_item"}
+    ]
+    assert facts["held_for"] == 0.011
+    assert facts["pool_out"] == 14
+    assert facts["route"] is None
+    assert facts["scope"] == "GET /items/{item_id}"
+    one = finding()
+    one.hold = one.scope = one.usage = None
+    empty = to_dict(one)
+    assert [empty[name] for name in ("created_at", "scope", "pool_out")] == [None] * 3
+    assert set(empty) == set(to_dict(finding()))
+
+
+def test_a_finding_without_a_line_has_none_in_its_facts() -> None:
+    """Nothing is guessed."""
+    one = finding()
+    one.hold = take(make_guard())
+    assert to_dict(one)["acquired_at"] is None
+
+
+def test_a_real_finding_can_be_read() -> None:
+    """What the register makes renders without a gap."""
+    text = str(make_finding())
+    assert re.match(r"leaked: nightly import \(in 12 ms\) did not give back", text)
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [(0.0004, "0 ms"), (0.0126, "13 ms"), (1, "1.0 s"), (119.94, "119.9 s"), (250, "4 min 10 s")],
+)
+def test_durations_read_well(value: float, words: str) -> None:
+    """In the unit that a person would use."""
+    assert seconds(value) == words
+
+
+def test_statements_are_one_line_of_bounded_length() -> None:
+    """However long the query."""
+    assert shorten("SELECT 1\n\tFROM t") == "SELECT 1 FROM t"
+    assert len(shorten("x" * 1000)) == 200
+    assert shorten("x" * 1000).endswith("…")
+
+
+class Unreadable(FakeConnection):
+    """A connection whose source cannot tell what was last done on it."""
+
+    __slots__ = ()
+
+    @property
+    def statement(self) -> str | None:
+        raise RuntimeError("no answer")
+
+
+def test_a_fact_that_cannot_be_told_takes_no_other_with_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The rest of the report is written, and every place that failed is logged once."""
+    one = finding()
+    guard = make_guard()
+    one.hold = Unreadable(guard, None, site_at("app/items.py", 41, "read_item"))
+    for _ in range(2):
+        assert "last statement" not in render(one)
+        assert "checked out       app/items.py:41 in read_item" in render(one)
+        facts = to_dict(one)
+        assert facts["statement"] is None
+        assert facts["acquired_at"]["line"] == 41
+    places = {record.getMessage().split(" raised ")[0] for record in caplog.records}
+    assert len(caplog.records) == len(places) == 1

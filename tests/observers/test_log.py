@@ -1,0 +1,153 @@
+"""Every distinct finding is logged in full once, then counted."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from leakguard import Finding, FindingKind, Log, SettingsError
+from leakguard.observers.log import fields_of
+from tests.core.fakes import make_finding
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture(autouse=True)
+def everything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="leakguard")
+
+
+def test_the_first_is_logged_in_full_and_the_next_ones_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Within the interval there is one line, however many occurrences there are."""
+    log = Log(repeat_after=3600)
+    finding = make_finding()
+    for _ in range(50):
+        log.found(finding)
+    assert logged(caplog) == [str(finding)]
+
+
+def test_after_the_interval_one_line_stands_for_all_since(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how many."""
+    now = [100.0]
+    monkeypatch.setattr("leakguard.observers.log.monotonic", lambda: now[0])
+    log = Log(repeat_after=60)
+    for at in (0.0, 1, 2, 59, 61, 62, 130):
+        now[0] = 100.0 + at
+        log.found(make_finding())
+    lines = logged(caplog)
+    assert len(lines) == 3
+    assert lines[1].startswith("leaked: 4 more times from ")
+    assert lines[2].startswith("leaked: 2 more times from ")
+
+
+def test_different_findings_do_not_suppress_one_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each fingerprint has a first time of its own."""
+    log = Log()
+    for name in ("a", "b", "a", "b"):
+        finding = make_finding()
+        finding.fingerprint = name
+        log.found(finding)
+    assert len(logged(caplog)) == 2
+
+
+@pytest.mark.parametrize(
+    "kind, level",
+    [(FindingKind.LEAKED, logging.ERROR), (FindingKind.SYNC_IN_ASYNC, logging.INFO)],
+)
+def test_the_level_is_by_severity(
+    caplog: pytest.LogCaptureFixture, kind: FindingKind, level: int
+) -> None:
+    """Errors at ERROR, notices at INFO."""
+    Log().found(make_finding(kind))
+    assert [record.levelno for record in caplog.records] == [level]
+
+
+def test_notices_are_not_logged_where_nobody_wants_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nor their resolutions."""
+    log = Log(notices=False)
+    log.found(make_finding(FindingKind.OUTLIVES_SCOPE))
+    log.resolved(make_finding(FindingKind.OUTLIVES_SCOPE))
+    assert logged(caplog) == []
+
+
+def test_a_resolution_is_logged_as_often_as_a_finding(caplog: pytest.LogCaptureFixture) -> None:
+    """The first one at once, further ones at most once in the interval."""
+    log = Log()
+    finding = make_finding()
+    finding.resolution = "given back 3.2 s later, after 3.4 s out"
+    log.resolved(finding)
+    log.resolved(finding)
+    assert len(logged(caplog)) == 1
+    assert logged(caplog)[0].startswith("resolved: given back 3.2 s later, after 3.4 s out from ")
+    assert caplog.records[0].levelno == logging.INFO
+
+
+def test_records_carry_flat_fields(caplog: pytest.LogCaptureFixture) -> None:
+    """A formatter for JSON can show every one of them."""
+    finding = make_finding()
+    finding.also = (FindingKind.NESTED_CHECKOUT, FindingKind.SYNC_IN_ASYNC)
+    Log().found(finding)
+    fields = {
+        name: value
+        for name, value in vars(caplog.records[0]).items()
+        if name.startswith("leakguard_")
+    }
+    assert fields == fields_of(finding)
+    assert all(value is None or isinstance(value, str | int | float) for value in fields.values())
+    json.dumps(fields)
+    assert fields["leakguard_kind"] == "leaked"
+    assert fields["leakguard_also"] == "nested_checkout,sync_in_async"
+    assert fields["leakguard_acquired_at_function"] == "make_finding"
+    assert fields["leakguard_created_at_file"] is None
+
+
+def test_the_fields_are_the_same_whatever_is_known() -> None:
+    """A column is there also where it is empty."""
+    finding = make_finding()
+    finding.hold = finding.scope = None
+    assert set(fields_of(finding)) == set(fields_of(make_finding()))
+
+
+def test_a_logger_of_one_s_own(caplog: pytest.LogCaptureFixture) -> None:
+    """In place of `leakguard`."""
+    Log(logger=logging.getLogger("own")).found(make_finding())
+    assert [record.name for record in caplog.records] == ["own"]
+
+
+def test_what_was_logged_is_remembered_up_to_a_bound(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mistake that was not seen for longest is in full again."""
+    monkeypatch.setattr(Log, "LIMIT", 2)
+    log = Log()
+    for name in ("a", "b", "a", "c", "a", "b"):
+        finding: Finding = make_finding()
+        finding.fingerprint = name
+        log.found(finding)
+    assert len(logged(caplog)) == 4
+
+
+@pytest.mark.parametrize(
+    "options, allowed",
+    [
+        ({"repeat_after": -1}, "repeat_after=-1 is not allowed: it is a finite number"),
+        ({"notices": "no"}, "notices='no' is not allowed: it is True or False"),
+        ({"logger": "own"}, "logger='own' is not allowed: it is a logging.Logger"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, object], allowed: str) -> None:
+    """The error names them."""
+    with pytest.raises(SettingsError, match=allowed):
+        Log(**options)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
