@@ -11,6 +11,7 @@ from time import monotonic
 
 import pytest
 
+from leakguard.core import watch as watch_module
 from leakguard.core.faults import Faults
 from leakguard.core.watch import Watch
 from tests.support import PATIENCE
@@ -41,17 +42,25 @@ def test_what_is_posted_is_done_in_order(watch: Watch) -> None:
     watch.leave()
 
 
-def test_what_is_for_later_is_done_when_it_is_time(watch: Watch) -> None:
-    """The earlier of two deadlines comes first, whichever was posted first."""
-    done: list[int] = []
-    end = threading.Event()
-    now = monotonic()
+def test_deadlines_are_met_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier of two deadlines comes first, by a clock that the test moves."""
+    now = [0.0]
+    monkeypatch.setattr(watch_module, "monotonic", lambda: now[0])
+    watch = Watch(Faults())
+    watch.join()
     watch.start()
-    watch.post_at(now + 0.02, lambda: done.append(2))
-    watch.post_at(now + 0.01, lambda: done.append(1))
-    watch.post_at(now + 0.03, end.set)
-    watch.post_at(now - 1, lambda: done.append(0))
-    wait(end)
+    done: list[int] = []
+    past, end = threading.Event(), threading.Event()
+    watch.post_at(2.0, lambda: done.append(2))
+    watch.post_at(1.0, lambda: done.append(1))
+    watch.post_at(3.0, end.set)
+    watch.post_at(-1.0, lambda: done.append(0))
+    watch.post(past.set)
+    assert past.wait(PATIENCE)
+    assert done == [0]
+    now[0] = 10.0
+    watch.post(lambda: None)
+    assert end.wait(PATIENCE)
     assert done == [0, 1, 2]
     watch.leave()
 
@@ -203,5 +212,18 @@ def test_a_thread_that_cannot_start_is_tried_again(
     end = threading.Event()
     watch.post(end.set)
     watch.start()
+    wait(end)
+    watch.leave()
+
+
+def test_after_a_fork_it_begins_anew(watch: Watch) -> None:
+    """What the child of a fork does first: it has neither the thread nor what was posted."""
+    watch.start()
+    watch.post_at(monotonic() + PATIENCE, lambda: None)
+    watch._forget()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as the fork's child does
+    assert not watch.started
+    end = threading.Event()
+    watch.start()
+    watch.post(end.set)
     wait(end)
     watch.leave()
