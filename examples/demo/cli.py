@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 from examples.demo import claims, pages
 from examples.demo.application import Example, both, mounted
@@ -31,15 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         # Also where a shell started this in the background, which makes it deaf to Ctrl-C.
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, _interrupt)
     try:
         with prepared():
             return demonstrate(Screen(), options.port, serve=options.serve)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        return 128 + int(interrupt.args[0])
     except BrokenPipeError:  # whoever read the pages has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _interrupt(number: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

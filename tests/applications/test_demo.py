@@ -369,7 +369,7 @@ def test_a_terminal_without_unicode_is_served_too(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", folder / "examples")
     output = run(cwd=folder, PYTHONIOENCODING="ascii")
     assert (output.code, output.errors) == (0, "")
-    assert "/gr??e/" in words(output.lines)
+    assert "/gr??e/" in re.sub(r"[\s|]", "", output.text)  # in a frame, and perhaps broken there
     assert output.text.isascii()
     assert "##. 2 of 3" in output.text
 
@@ -421,14 +421,15 @@ def until(last: str, lines: Iterable[str]) -> Iterator[str]:
             return
 
 
-def test_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_it_at_once(interruption: signal.Signals, tmp_path: Path) -> None:
     """Interrupted on the way, it leaves no traceback, no file, and the usual exit code."""
     with start(*DEMO, env=environment(TMPDIR=str(tmp_path))) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(interruption)
         output = finish(process)
-    assert (output.code, output.errors) == (128 + signal.SIGINT, "")
+    assert (output.code, output.errors) == (128 + interruption, "")
     assert "Summary" not in output.text
     assert list(tmp_path.iterdir()) == []
 
