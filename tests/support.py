@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+import httpx
 import uvicorn
 
 from leakguard import Finding, FindingKind, Observer, Scope
@@ -106,6 +107,17 @@ def serving(app: Any, **config: Any) -> Generator[str, None, None]:
             server.should_exit = True
             thread.join(PATIENCE)
             assert not thread.is_alive(), "the server did not stop"
+
+
+def fetch(app: Any, path: str) -> httpx.Response:
+    """Send one GET request to an ASGI application, without a server."""
+
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get(path)
+
+    return asyncio.run(get())
 
 
 def database(folder: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
-from leakguard import History, LeakGuard, LeakGuardMiddleware, Log, Warnings
+from leakguard import History, LeakGuard, LeakGuardMiddleware, Log, SettingsError, Warnings
 from leakguard.core.settings import MODE_VARIABLE, Mode
+from leakguard.core.watch import WATCH
+from leakguard.sources.sqlalchemy import SQLALCHEMY
+from tests.support import PATIENCE, Recorder, fetch
 
 
 @pytest.mark.parametrize(
@@ -80,9 +85,48 @@ def test_an_argument_wins_over_the_flag() -> None:
     assert middleware.guard.settings.mode is Mode.TESTING
 
 
-def test_the_stack_may_be_built_more_than_once() -> None:
-    """Starlette builds it anew when somebody asks: every one has a guard."""
+def test_the_stack_may_be_built_more_than_once(recorder: Recorder) -> None:
+    """Starlette builds it anew when somebody asks, and a leak is found once all the same."""
     app = FastAPI()
-    app.add_middleware(LeakGuardMiddleware, mode="testing")
-    app.build_middleware_stack()
-    app.build_middleware_stack()
+    app.add_middleware(LeakGuardMiddleware, observers=[recorder], mode="testing")
+    stacks = [app.build_middleware_stack() for _ in range(2)]
+    assert len(SQLALCHEMY.guards) == len(stacks)
+    fetch(app, "/unmatched")
+    assert [scope.name for scope in recorder.scopes_closed] == ["GET unmatched"]
+
+
+def test_a_guard_of_its_own_goes_with_the_middleware(recorder: Recorder) -> None:
+    """Applications come and go in tests; the guard that one was given stays."""
+    given = LeakGuard(observers=[recorder]).install()
+    WATCH.start()
+    guards = [
+        LeakGuardMiddleware(FastAPI(), given).guard,
+        LeakGuardMiddleware(FastAPI(), observers=[]).guard,
+    ]
+    gc.collect()
+    done = threading.Event()
+    WATCH.post(done.set)
+    assert done.wait(PATIENCE)
+    assert [guard.installed for guard in guards] == [True, False]
+
+
+def test_a_guard_that_is_given_is_installed() -> None:
+    """The one line is enough for it, too."""
+    guard = LeakGuard()
+    assert not guard.installed
+    middleware = LeakGuardMiddleware(FastAPI(), guard)
+    assert guard.installed
+    assert middleware.guard is guard
+
+
+@pytest.mark.parametrize("guard", ["production", LeakGuard, object()])
+def test_what_is_no_guard_is_refused(guard: Any) -> None:
+    """The error says what is wanted."""
+    with pytest.raises(SettingsError, match=r"guard=.* is not allowed: it is a LeakGuard, or None"):
+        LeakGuardMiddleware(FastAPI(), guard)
+
+
+def test_a_guard_and_options_are_too_much() -> None:
+    """Nobody could tell which of the two was to count, so neither is silently dropped."""
+    with pytest.raises(SettingsError, match="frames=3 is not allowed: the guard that was given"):
+        LeakGuardMiddleware(FastAPI(), LeakGuard(), frames=3)

@@ -6,13 +6,12 @@ import contextvars
 from collections.abc import Iterator
 
 from fastapi import Depends, FastAPI
-from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from leakguard import LeakGuard, LeakGuardMiddleware, allow
 from tests.core.fakes import installed, take
-from tests.support import Recorder
+from tests.support import Recorder, fetch
 
 
 def test_the_block_s_end_is_its_end() -> None:
@@ -68,6 +67,6 @@ def test_a_synchronous_dependency_may_allow(
         return int(db.execute(text("SELECT 1")).scalar_one())
 
     app.add_middleware(LeakGuardMiddleware, guard=guard)
-    assert TestClient(app).get("/").json() == 1
+    assert fetch(app, "/").json() == 1
     assert recorder.findings == []
     kept[0].close()

@@ -267,14 +267,13 @@ def test_a_context_that_runs_one_function_after_the_other_tells_them_apart(scope
     first, second = Worker(scope), Worker(scope)
     first.go_on.set()
     context = contextvars.copy_context()
-
-    def deeper() -> None:
-        second.work()
-
     with ThreadPoolExecutor(1) as executor:
-        executor.submit(context.run, first.work).result()
-        future = executor.submit(lambda: context.run(deeper))
+        failed = executor.submit(context.run, first.work_and_fail)
+        assert isinstance(failed.exception(), ValueError)  # its frames stay where they are
+        future = executor.submit(context.run, second.work)
         assert second.took.wait(PATIENCE)
+        assert first.holder is not None
+        assert not first.holder.running()
         assert second.holder is not None
         assert second.holder.running()
         second.go_on.set()

@@ -6,13 +6,23 @@ import asyncio
 import contextvars
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from leakguard import CallSite, FindingKind
+from leakguard import CallSite, FindingKind, Hold, Scope
 from leakguard.core.guard import Guard
-from tests.core.fakes import FakeConnection, construct, here, installed, take
+from leakguard.core.judge import Judge
+from leakguard.core.scope import current_scope
+from tests.core.fakes import (
+    FakeConnection,
+    construct,
+    ended_scope,
+    here,
+    installed,
+    make_guard,
+    take,
+)
 from tests.support import PATIENCE, Recorder
 
 LEAKED = FindingKind.LEAKED
@@ -40,13 +50,16 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_with_nothing_running_the_verdict_falls_at_once(guard: Guard, recorder: Recorder) -> None:
+def test_with_nothing_running_the_verdict_falls_at_once(
+    guard: Guard, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
     """In the order of acquisition, sessions last."""
     with guard.scope("job") as scope:
         session = construct(guard, scope, here())
         first, second = take(guard, scope), take(guard, scope)
     assert [finding.hold for finding in recorder.findings] == [first, second, session]
     assert recorder.kinds == [LEAKED, LEAKED, FindingKind.UNCLOSED_SESSION]
+    assert caplog.records == []
 
 
 def test_a_close_that_no_event_told_of_counts(guard: Guard, recorder: Recorder) -> None:
@@ -89,8 +102,6 @@ class Child:
 
     async def work(self, *, returns: bool) -> None:
         """Take a connection of the current scope, and give it back or not."""
-        from leakguard.core.scope import current_scope  # noqa: PLC0415  (only here)
-
         self.hold = take(self.guard, current_scope.get())
         await self.go_on.wait()
         if returns:
@@ -221,8 +232,9 @@ def test_the_wait_for_others_begins_when_the_holder_ends(hasty: Guard, recorder:
     assert recorder.kinds == [OUTLIVES, LEAKED]
 
 
-def test_what_is_collected_during_the_wait_has_leaked(guard: Guard, recorder: Recorder) -> None:
+def test_what_is_collected_during_the_wait_has_leaked(recorder: Recorder) -> None:
     """Nobody can return it any more: the verdict does not depend on the collector."""
+    guard = installed(recorder, late_after=100 * PATIENCE)
 
     async def main() -> None:
         async with guard.scope("job") as scope:
@@ -236,6 +248,7 @@ def test_what_is_collected_during_the_wait_has_leaked(guard: Guard, recorder: Re
     asyncio.run(main())
     assert recorder.kinds == [LEAKED]
     assert recorder.findings[0].resolved
+    guard.uninstall()
 
 
 @pytest.mark.parametrize("returns", [True, False])
@@ -361,8 +374,9 @@ def test_other_work_is_no_excuse_where_sessions_are_known_to_stay_open(
                 others.append(asyncio.create_task(asyncio.Event().wait()))
 
     async def main() -> None:
-        known = here()
-        await job(here(), going_on=True)
+        known, excused = here(), here()
+        for _ in range(2):
+            await job(excused, going_on=True)
         assert recorder.kinds == []
         await job(known, going_on=False)
         await job(known, going_on=True)
@@ -391,3 +405,171 @@ def test_the_lines_that_are_known_have_a_bound(
 
     asyncio.run(main())
     assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+
+
+@pytest.mark.parametrize("going_on", [True, False])
+def test_a_session_that_was_collected_can_be_closed_by_nobody(
+    guard: Guard, recorder: Recorder, going_on: bool
+) -> None:
+    """Whatever else is running: it was not closed, and will not be."""
+
+    async def main() -> None:
+        async with guard.scope("job") as scope:
+            session = construct(guard, scope)
+            session.is_open = False
+            guard.collected(session)
+            other = asyncio.create_task(asyncio.Event().wait() if going_on else asyncio.sleep(0))
+        other.cancel()
+
+    asyncio.run(main())
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+
+
+class FakeHolder:
+    """Work that runs until the test says otherwise, and whose end nobody tells."""
+
+    def __init__(self) -> None:
+        self.goes_on = True
+        self.callbacks: list[Callable[[], None]] = []
+
+    def running(self) -> bool:
+        """Say what the test said."""
+        return self.goes_on
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Keep it for the test."""
+        self.callbacks.append(callback)
+
+
+class Bench:
+    """A judge with a clock that stands still and with jobs that the test does."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.looks: list[tuple[float, Callable[[], None]]] = []
+        self.kinds: list[FindingKind | None] = []
+        self.gone: list[Hold] = []
+        self.judge = Judge(
+            5.0,
+            lambda _, verdict: self.kinds.append(verdict.kind),
+            self.gone.append,
+            lambda when, job: self.looks.append((when, job)),
+            lambda: self.now,
+        )
+        guard = make_guard()
+        self.scope = ended_scope(guard)
+        self.hold = FakeConnection(guard, self.scope)
+        self.holder = FakeHolder()
+        self.hold.holder = self.holder
+        self.scope.open_holds[self.hold] = None
+
+    def look(self) -> None:
+        """Do what is due next."""
+        when, job = min(self.looks, key=lambda look: look[0])
+        self.looks.remove((when, job))
+        self.now = when
+        job()
+
+
+def test_work_whose_end_nobody_tells_is_looked_at_until_it_has_ended() -> None:
+    """Again and again, one look at a time, and announced once."""
+    bench = Bench()
+    bench.judge.close(bench.scope)
+    for _ in range(3):
+        bench.look()
+        assert bench.kinds == [OUTLIVES]
+        assert len(bench.looks) == 1
+    assert bench.now == 103.0
+    bench.holder.goes_on = False
+    bench.look()
+    assert bench.kinds == [OUTLIVES, LEAKED]
+    assert bench.looks == []
+    assert len(bench.holder.callbacks) == 1
+
+
+def test_an_end_that_is_told_too_early_changes_nothing() -> None:
+    """The holder is asked, and no second look is planned beside the first."""
+    bench = Bench()
+    bench.judge.close(bench.scope)
+    bench.holder.callbacks[0]()
+    assert bench.kinds == [OUTLIVES]
+    assert len(bench.looks) == 1
+    bench.holder.goes_on = False
+    bench.holder.callbacks[0]()
+    assert bench.kinds == [OUTLIVES, LEAKED]
+    bench.look()
+    assert bench.kinds == [OUTLIVES, LEAKED]
+
+
+def test_a_look_finds_what_was_closed_without_a_word() -> None:
+    """Whoever keeps the books is told then, and nothing was lost."""
+    bench = Bench()
+    bench.judge.close(bench.scope)
+    bench.hold.is_open = False
+    bench.look()
+    assert bench.gone == [bench.hold]
+    assert bench.kinds == [OUTLIVES]
+
+
+def test_a_look_after_the_return_finds_nothing_to_do() -> None:
+    """Somebody else has told of it."""
+    bench = Bench()
+    bench.judge.close(bench.scope)
+    bench.hold.is_open = False
+    bench.hold.released_monotonic = 0.0
+    bench.look()
+    assert bench.gone == []
+    assert bench.kinds == [OUTLIVES]
+
+
+def test_the_deadline_for_other_work_comes_before_a_later_look() -> None:
+    """It counts from the end of the holder, by the judge's clock, and holds."""
+
+    async def main() -> None:
+        bench = Bench()
+        await with_endless_work(bench)
+
+    async def with_endless_work(bench: Bench) -> None:
+        endless = contextvars.copy_context().run(start_within, bench.scope)
+        bench.judge.close(bench.scope)
+        assert [when for when, _ in bench.looks] == [101.0]
+        bench.now = 100.5
+        bench.holder.goes_on = False
+        bench.holder.callbacks[0]()
+        assert bench.kinds == [OUTLIVES]
+        bench.look()  # too early: the other work has five seconds
+        assert bench.kinds == [OUTLIVES]
+        bench.look()
+        assert bench.now == 105.5
+        assert bench.kinds == [OUTLIVES, LEAKED]
+        endless.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_task_is_asked_once_to_tell_of_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scope that started a thousand tasks would otherwise ask half a million times."""
+    asked: list[object] = []
+
+    def ask(task: object, _: object) -> None:
+        asked.append(task)
+
+    monkeypatch.setattr("leakguard.core.judge.on_done", ask)
+
+    async def main() -> None:
+        bench = Bench()
+        bench.holder.goes_on = False
+        endless = contextvars.copy_context().run(start_within, bench.scope)
+        bench.judge.close(bench.scope)
+        for _ in range(3):
+            bench.holder.callbacks[0]()
+        assert asked == [endless]
+        endless.cancel()
+
+    asyncio.run(main())
+
+
+def start_within(scope: Scope) -> asyncio.Task[object]:
+    """Start a task that never ends in the context of a scope."""
+    current_scope.set(scope)
+    return asyncio.create_task(asyncio.Event().wait())

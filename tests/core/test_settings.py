@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from leakguard import Finding, LeakGuard, LeakGuardMiddleware, Observer, SettingsError
-from leakguard.core.settings import MODE_VARIABLE, Mode, build_settings, default_mode
+from leakguard.core.settings import MODE_VARIABLE, Mode, Options, build_settings, default_mode
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +125,30 @@ def test_python_s_dev_mode_means_development(arguments: list[str], mode: str) ->
         cwd=Path(__file__).parents[2],
     )
     assert out.stdout.strip() == mode
+
+
+@pytest.mark.parametrize("name", Options.__annotations__)
+def test_a_value_that_cannot_be_shown_is_named_all_the_same(name: str) -> None:
+    """A user's broken `repr` does not hide which setting is wrong."""
+
+    class Unprintable:
+        """A value whose `repr` raises."""
+
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    with pytest.raises(SettingsError, match=f"{name}=<a Unprintable whose repr raises>"):
+        LeakGuard(**{name: Unprintable()})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `docker run -e LEAKGUARD_MODE=` sets it."""
+    monkeypatch.setenv(MODE_VARIABLE, "")
+    assert default_mode(debug=True) is Mode.DEVELOPMENT
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    """They were validated once, as a whole."""
+    settings = build_settings({"mode": "testing"})
+    with pytest.raises(AttributeError):
+        settings.frames = 0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # the mistake

@@ -59,6 +59,20 @@ def test_it_is_shown_on_the_line_that_constructs(tmp_path: Path, arguments: list
     assert "return Session(engine)  # leak" in err
 
 
+def test_it_is_shown_after_python_c() -> None:
+    """The text on the command line is the user's, too."""
+    out = subprocess.run(  # noqa: S603  (our own code)
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""},
+    )
+    line = SCRIPT.splitlines().index("    return Session(engine)  # leak") + 1
+    assert out.stderr.count(f"<string>:{line}: ConnectionLeakWarning: leaked: job") == 1
+
+
 def test_it_is_on_the_line_of_the_checkout_where_there_is_no_session() -> None:
     """A Core connection has only that."""
     with pytest.warns(ConnectionLeakWarning, match="did not give back") as caught:

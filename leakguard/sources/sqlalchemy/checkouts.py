@@ -30,7 +30,7 @@ from leakguard.sources.sqlalchemy.refs import NumberedRef
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
     from leakguard.core.guard import Guard
     from leakguard.core.scope import Scope
@@ -101,7 +101,7 @@ class Checkouts:
             (Pool, "checkout", self._on_checkout),
             (Pool, "checkin", self._on_checkin),
             (Pool, "detach", self._on_detach),
-            (Pool, "close_detached", self._on_close_detached),
+            (Pool, "reset", self._on_reset),
             (StaticPool, "reset", self._on_static_reset),
             (StaticPool, "invalidate", self._on_static_invalidate),
         )
@@ -148,21 +148,39 @@ class Checkouts:
             self._came_back(hold)
 
     def _on_detach(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
-        if hold is not None and not hold.collected:
-            hold.detached = id(dbapi_connection)
-            self._detached[hold.detached] = hold
+        try:
+            hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
+            if hold is not None and not hold.collected:
+                hold.detached = id(dbapi_connection)
+                self._detached[hold.detached] = hold
+        except Exception as error:  # noqa: BLE001  (the caller must not notice)
+            report_fault(error)
 
-    def _on_close_detached(self, dbapi_connection: DBAPIConnection) -> None:
-        hold = self._detached.pop(id(dbapi_connection), None)
-        if hold is not None:
-            self._came_back(hold)
+    def _on_reset(
+        self,
+        dbapi_connection: DBAPIConnection,
+        record: ConnectionPoolEntry | None,
+        reset_state: PoolResetState,  # noqa: ARG002  (the event's signature)
+    ) -> None:
+        """A detached connection, which has no record, is being closed.
+
+        The event for that, `close_detached`, is not fired where the server is gone.
+        """
+        if record is None:
+            hold = self._detached.pop(id(dbapi_connection), None)
+            if hold is not None:
+                self._came_back(hold)
+                if hold.facts.shares:
+                    self._all_came_back(hold.record)
 
     def _on_static_reset(self, *_: object) -> None:
         """One of several checkouts of one connection is being closed."""
-        hold = self._handled_by_caller()
-        if hold is not None:
-            self._came_back(hold)
+        try:
+            hold = self._handled_by_caller()
+            if hold is not None:
+                self._came_back(hold)
+        except Exception as error:  # noqa: BLE001  (raising here invalidates the connection)
+            report_fault(error)
 
     def _on_static_invalidate(
         self,
@@ -171,10 +189,7 @@ class Checkouts:
         exception: BaseException | None,  # noqa: ARG002  (the event's signature)
     ) -> None:
         """The connection of several checkouts is closed, and with it all of them."""
-        number = id(record)
-        for hold in tuple(self._open.copy().values()):
-            if hold.record == number and hold.facts.shares:
-                self._came_back(hold)
+        self._all_came_back(id(record))
 
     def _on_statement(self, cursor: object, statement: str, *arguments: Any) -> None:  # noqa: ARG002, ANN401  (the events' signatures)
         """A statement begins; its parameters, among the arguments, are never looked at."""
@@ -233,13 +248,19 @@ class Checkouts:
 
     def _came_back(self, hold: Checkout) -> None:
         if self._open.pop(hold.ref.number, None) is None:
-            return  # a detached connection of a StaticPool fires two events
+            return  # a StaticPool fires two events for a detached connection
         try:
             if hold.session is not None:
                 hold.session.returns += 1
             hold.guard.released(hold)
         except Exception as error:  # noqa: BLE001  (raising in a listener loses the connection)
             report_fault(error)
+
+    def _all_came_back(self, record: int) -> None:
+        """The connection that several checkouts share is closed, and with it all of them."""
+        for hold in self._open.copy().values():
+            if hold.facts.shares and hold.record == record:
+                self._came_back(hold)
 
     def _handled_by_caller(self) -> Checkout | None:
         """Find the checkout whose proxy SQLAlchemy is at work on: its events do not tell."""

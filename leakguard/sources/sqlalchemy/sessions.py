@@ -130,6 +130,8 @@ class Sessions:
         self._alive[hold.ref.number] = hold
         if known:
             guard.acquired(hold)
+        else:  # it only tells a watched connection where it comes from
+            hold.released_monotonic = hold.acquired_monotonic
 
     def _constructing_frame(self, frame: FrameType | None) -> FrameType | None:
         """Skip the `__init__` methods of session classes: the user's line is who called them."""

@@ -1,0 +1,499 @@
+"""Whose a connection is: the session's that checked it out, its scope's, its scope's guard's."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, Integer, create_engine, select, text
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
+from sqlalchemy.orm import sessionmaker as make_factory
+
+from leakguard import FindingKind, LeakGuard
+from leakguard.core.watch import WATCH
+from tests.support import PATIENCE, Recorder, line_marked
+
+QUERY = text("SELECT 1")
+HERE = sys.modules[__name__]
+LEAKED = FindingKind.LEAKED
+
+
+class Base(DeclarativeBase):
+    """The models of this file."""
+
+
+class Left(Base):
+    """A table in one database."""
+
+    __tablename__ = "left"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+
+
+class Right(Base):
+    """A table in another one."""
+
+    __tablename__ = "right"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = make_engine(tmp_path, "main")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Engine]:
+    engine = make_engine(tmp_path, "other")
+    yield engine
+    engine.dispose()
+
+
+def make_engine(folder: Path, name: str) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{folder / name}.db",
+        pool_logging_name=name,
+        connect_args={"check_same_thread": False},
+    )
+    Base.metadata.create_all(engine)
+    return engine
+
+
+@pytest.fixture
+def async_engine(tmp_path: Path) -> Iterator[AsyncEngine]:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'async.db'}")
+    yield engine
+    asyncio.run(engine.dispose())
+
+
+def constructed_at(recorder: Recorder) -> list[int | None]:
+    """Give the constructing lines of the leaks that were found."""
+    lines: list[int | None] = []
+    for finding in recorder.findings:
+        if finding.kind is LEAKED and finding.hold is not None:
+            site = finding.hold.created_at
+            lines.append(None if site is None else site.line)
+    return lines
+
+
+def scopes(recorder: Recorder) -> list[str | None]:
+    """Give the scopes of the findings."""
+    return [finding.scope.name if finding.scope else None for finding in recorder.findings]
+
+
+# --- several databases ----------------------------------------------------------------------------
+
+
+def test_a_session_with_two_engines_has_two_connections(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, other: Engine
+) -> None:
+    """Both are the session's, and neither was taken again after a commit that never was."""
+    with guard.scope("job"):
+        session = Session(binds={Left: engine, Right: other})  # two engines
+        session.execute(select(Left))
+        session.execute(select(Right))
+    assert [finding.pool for finding in recorder.findings] == ["main", "other"]
+    assert constructed_at(recorder) == [line_marked(HERE, "two engines")] * 2
+    causes = [finding.hint.cause or "" for finding in recorder.findings]
+    assert not any("commit()" in cause for cause in causes)
+    session.close()
+
+
+def test_taken_again_means_that_one_came_back_before(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, other: Engine
+) -> None:
+    """After a commit both databases' connections were taken again; after a close, neither."""
+    with guard.scope("committed"):
+        session = Session(binds={Left: engine, Right: other})
+        for model in (Left, Right):
+            session.execute(select(model))
+        session.commit()
+        session.execute(select(Right))
+    with guard.scope("reset"):
+        fresh = Session(engine)
+        fresh.execute(QUERY)
+        fresh.reset()
+        fresh.execute(QUERY)
+    committed, fresh_again = [finding.hint.cause or "" for finding in recorder.findings]
+    assert "commit() or rollback()" in committed
+    assert "commit() or rollback()" not in fresh_again
+    assert "close()" not in fresh_again
+    session.close()
+    fresh.close()
+
+
+class Routing(Session):
+    """A session that looks up its engine itself, as Flask-SQLAlchemy's does."""
+
+    engine: Engine
+
+    def get_bind(self, *_: Any, **__: Any) -> Engine:
+        """Give the one engine."""
+        return self.engine
+
+
+@pytest.mark.parametrize("in_scope", [True, False])
+def test_a_session_without_a_bind_under_a_guard_with_engines(
+    recorder: Recorder, engine: Engine, other: Engine, in_scope: bool
+) -> None:
+    """It is not accused itself, but a leak of a watched engine names its construction."""
+    guard = LeakGuard(mode="testing", observers=[recorder], engines=[engine])
+    outer = LeakGuard(mode="testing", observers=[], engines=[other])
+    with outer, guard:
+        session, unused = construct_unbound(guard, engine, in_scope=in_scope)
+        with guard.scope("job"):
+            session.execute(QUERY)
+        assert constructed_at(recorder) == [line_marked(HERE, "unbound")]
+        assert recorder.kinds == [LEAKED]
+        assert [hold.resource for hold in recorder.holds_acquired] == ["connection"]
+        session.close()
+        unused.close()
+        assert guard.open_holds() == ()
+
+
+def construct_unbound(
+    guard: LeakGuard, engine: Engine, *, in_scope: bool
+) -> tuple[Session, Session]:
+    if in_scope:
+        with guard.scope("construction"):
+            return construct_unbound(guard, engine, in_scope=False)
+    unused, session = Routing(), Routing()  # unbound
+    session.engine = engine
+    return session, unused
+
+
+def test_unbound_sessions_that_go_leave_nothing_to_do(engine: Engine) -> None:
+    """A session that no guard is known to watch is no news when it is collected."""
+    with LeakGuard(mode="testing", observers=[], engines=[engine]):
+        waiting = WATCH._inbox.qsize()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+        for _ in range(100):
+            Session()
+        gc.collect()
+        assert WATCH._inbox.qsize() <= waiting  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+
+
+def test_a_session_s_guard_gets_no_connections_that_it_does_not_watch(
+    engine: Engine, other: Engine
+) -> None:
+    """A session of one guard's engine that reaches for another's stays out of its business."""
+    recorders = Recorder(), Recorder()
+    mine = LeakGuard(mode="testing", observers=[recorders[0]], engines=[engine])
+    theirs = LeakGuard(mode="testing", observers=[recorders[1]], engines=[other])
+    with mine, theirs, mine.scope("mine"):
+        session = Session(engine)  # mine
+        with theirs.scope("theirs"):
+            session.execute(QUERY, bind_arguments={"bind": other})
+    assert recorders[0].kinds == []  # the session has a finding already: its connection's
+    assert recorders[1].kinds == [LEAKED]
+    assert scopes(recorders[1]) == ["theirs"]
+    assert constructed_at(recorders[1]) == [line_marked(HERE, "mine")]
+    session.close()
+
+
+# --- several scopes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("same_guard", [True, False])
+def test_what_moves_to_the_session_s_scope_is_told_evenly(engine: Engine, same_guard: bool) -> None:
+    """Each observer is told of as many returns as checkouts, wherever a hold ends up."""
+    recorders = Recorder(), Recorder()
+    outer = LeakGuard(mode="testing", observers=[recorders[0]])
+    inner = outer if same_guard else LeakGuard(mode="testing", observers=[recorders[1]])
+    with outer, inner, outer.scope("outer"), Session(engine) as session:
+        with inner.scope("inner"):
+            session.execute(QUERY)
+        assert sorted(hold.resource for hold in outer.open_holds()) == ["connection", "session"]
+        assert same_guard or inner.open_holds() == ()
+    for recorder in recorders:
+        assert recorder.findings == []
+        assert len(recorder.holds_acquired) == len(recorder.holds_released)
+        assert set(recorder.holds_acquired) == set(recorder.holds_released)
+
+
+def test_a_session_of_no_scope_burdens_the_one_that_uses_it(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A global session belongs to nobody; a connection that it takes belongs to the request."""
+    session = Session(engine)  # global
+    with guard.scope("request"):
+        session.execute(QUERY)
+    assert scopes(recorder) == ["request"]
+    assert constructed_at(recorder) == [line_marked(HERE, "global")]
+    session.close()
+
+
+def test_a_checkout_without_a_scope_by_a_session_that_has_one(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A thread that knows no scope uses the request's session: the connection is the request's."""
+    with guard.scope("request"):
+        session = Session(engine)
+        thread = threading.Thread(target=session.execute, args=(QUERY,))
+        thread.start()
+        thread.join(PATIENCE)
+    recorder.wait_for(lambda: recorder.findings)
+    assert recorder.kinds == [LEAKED]
+    assert scopes(recorder) == ["request"]
+    session.close()
+
+
+def test_an_async_session_of_an_outer_scope(
+    guard: LeakGuard, recorder: Recorder, async_engine: AsyncEngine
+) -> None:
+    """A fixture's `AsyncSession` that a request uses is the fixture's, in any task."""
+
+    async def main() -> None:
+        async with guard.scope("test", type="test"), AsyncSession(async_engine) as session:
+            async with guard.scope("request"):
+                await asyncio.create_task(use_async(session))
+            assert recorder.findings == []
+        assert recorder.findings == []
+        async with guard.scope("leaking test", type="test"):
+            leaking = AsyncSession(async_engine)
+            async with guard.scope("request"):
+                await leaking.execute(QUERY)
+        await leaking.close()
+
+    asyncio.run(main())
+    assert scopes(recorder) == ["leaking test"]
+
+
+async def use_async(session: AsyncSession) -> None:
+    await session.execute(QUERY)
+
+
+# --- connections that were handed to a session ----------------------------------------------------
+
+
+def bound_at_construction(connection: Connection, session: Session) -> Session:
+    session.close()
+    return Session(bind=connection, join_transaction_mode="create_savepoint")
+
+
+def bound_later(connection: Connection, session: Session) -> Session:
+    session.bind = connection
+    return session
+
+
+@pytest.mark.parametrize("bind", [bound_at_construction, bound_later])
+def test_a_connection_that_was_handed_over_is_not_the_session_s(
+    guard: LeakGuard,
+    recorder: Recorder,
+    engine: Engine,
+    bind: Callable[[Connection, Session], Session],
+) -> None:
+    """Whoever checked it out answers for it, also where the session is older."""
+    with guard.scope("outer"):
+        session = Session()
+        with guard.scope("inner"):
+            connection = engine.connect()  # handed over
+            bound = bind(connection, session)
+            bound.execute(QUERY)
+            bound.close()
+    assert recorder.kinds == [LEAKED]
+    assert scopes(recorder) == ["inner"]
+    assert constructed_at(recorder) == [None]
+    connection.close()
+
+
+@contextmanager
+def fixture(engine: Engine) -> Generator[Session, None, None]:
+    """Give a session in a transaction that is rolled back after the test."""
+    with engine.connect() as connection:
+        transaction = connection.begin()
+        factory = make_factory(bind=connection, join_transaction_mode="create_savepoint")
+        with factory() as session:
+            yield session
+        transaction.rollback()
+
+
+def test_a_fixture_that_holds_one_connection_for_a_whole_test(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Requests that commit, roll back and nest in the fixture's transaction are clean."""
+    recorder.holds_acquired.clear()
+    with guard.scope("test", type="test"), fixture(engine) as session:
+        for _ in range(3):
+            with guard.scope("request"):
+                session.add(Left())
+                session.commit()
+                with session.begin_nested():
+                    session.execute(select(Left))
+                session.rollback()
+        assert recorder.findings == []
+    assert recorder.findings == []
+    assert len([hold for hold in recorder.holds_acquired if hold.resource == "connection"]) == 1
+
+
+# --- registries -----------------------------------------------------------------------------------
+
+
+def test_a_registry_that_is_not_removed(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """`scoped_session` without `remove()` keeps its session, and the session its connection."""
+    registry = scoped_session(make_factory(engine))
+    with guard.scope("removed"):
+        registry.execute(QUERY)
+        registry.remove()
+    assert recorder.findings == []
+    with guard.scope("kept"):
+        registry.execute(QUERY)  # through the proxy
+    assert scopes(recorder) == ["kept"]
+    assert constructed_at(recorder) == [line_marked(HERE, "through the proxy")]
+    registry.remove()
+
+
+def test_a_registry_that_another_thread_removes(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """`remove()` on another thread removes that thread's session, and not the one in use."""
+    registry = scoped_session(make_factory(engine))
+    with guard.scope("job"):
+        registry.execute(QUERY)
+        thread = threading.Thread(target=registry.remove)
+        thread.start()
+        thread.join(PATIENCE)
+    assert recorder.kinds == [LEAKED]
+    registry.remove()
+
+
+def test_an_async_registry(guard: LeakGuard, recorder: Recorder, async_engine: AsyncEngine) -> None:
+    """`async_scoped_session` is clean with `await remove()`, and not without."""
+
+    async def main() -> None:
+        registry = async_scoped_session(
+            async_sessionmaker(async_engine), scopefunc=asyncio.current_task
+        )
+        async with guard.scope("removed"):
+            await registry.execute(QUERY)
+            await registry.remove()
+        assert recorder.findings == []
+        async with guard.scope("kept"):
+            await registry.execute(QUERY)  # through the async proxy
+        await registry.remove()
+
+    asyncio.run(main())
+    assert scopes(recorder) == ["kept"]
+    assert constructed_at(recorder) == [line_marked(HERE, "through the async proxy")]
+
+
+# --- ends -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["close", "invalidate", "reset"])
+def test_every_end_of_a_session(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, end: str
+) -> None:
+    """`close()`, `invalidate()` and `reset()` end a session, whatever it did."""
+    with guard.scope("job"):
+        for statements in range(3):
+            session = Session(engine)
+            for _ in range(statements):
+                session.execute(QUERY)
+            getattr(session, end)()
+    assert recorder.findings == []
+    assert guard.open_holds() == ()
+
+
+@pytest.mark.parametrize("end", ["close", "invalidate", "reset", "aclose"])
+def test_every_end_of_an_async_session(
+    guard: LeakGuard, recorder: Recorder, async_engine: AsyncEngine, end: str
+) -> None:
+    """The same with `await`, in the task that used it and in another one."""
+
+    async def main() -> None:
+        async with guard.scope("job"):
+            for other_task in (False, True):
+                session = AsyncSession(async_engine)
+                await session.execute(QUERY)
+                ending = getattr(session, end)()
+                await (asyncio.create_task(ending) if other_task else ending)
+
+    asyncio.run(main())
+    assert recorder.findings == []
+    assert guard.open_holds() == ()
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_sessions_from_before_the_installation_end_as_ever(engine: Engine, end: str) -> None:
+    """A session that no guard knows is ended without a word."""
+    session = Session(engine)
+    with LeakGuard(mode="testing", observers=[]) as guard:
+        getattr(session, end)()
+        assert guard.open_holds() == ()
+
+
+class TwoBases(Session):
+    """A class that initialises its base twice, as diamonds without `super()` do."""
+
+    def __init__(self, engine: Engine) -> None:
+        Session.__init__(self, engine)
+        Session.__init__(self, engine)
+
+
+class OwnClose(Session):
+    """A class with a `close` of its own."""
+
+    def close(self) -> None:
+        """Close, and say so."""
+        super().close()
+        self.info["closed"] = True
+
+
+def test_classes_with_methods_of_their_own(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """What a class does in `__init__` and `close` counts once."""
+    with guard.scope("job"):
+        with TwoBases(engine) as twice:
+            twice.execute(QUERY)
+        with OwnClose(engine) as own:
+            own.execute(QUERY)
+    assert own.info == {"closed": True}
+    assert recorder.findings == []
+    sessions = [hold for hold in recorder.holds_acquired if hold.resource == "session"]
+    assert len(sessions) == 2
+    with guard.scope("leak"):
+        leaking = TwoBases(engine)  # twice initialised
+        leaking.execute(QUERY)
+    assert constructed_at(recorder) == [line_marked(HERE, "twice initialised")]
+    leaking.close()
+
+
+def test_a_guard_that_is_installed_again_in_a_scope(recorder: Recorder, engine: Engine) -> None:
+    """What was forgotten stays forgotten; what is acquired afterwards is judged."""
+    guard = LeakGuard(mode="testing", observers=[recorder]).install()
+    with guard.scope("job"):
+        forgotten = Session(engine)
+        forgotten.execute(QUERY)
+        guard.uninstall()
+        forgotten.close()
+        guard.install()
+        session = Session(engine)  # after the second installation
+        session.execute(QUERY)
+    assert recorder.kinds == [LEAKED]
+    assert constructed_at(recorder) == [line_marked(HERE, "after the second installation")]
+    session.close()
+
+
+def test_a_failing_construction_is_no_session(guard: LeakGuard) -> None:
+    """An `__init__` that raises raises as ever, and leaves nothing open."""
+    with guard.scope("job"), pytest.raises(TypeError, match="unexpected keyword"):
+        Session(no_such_option=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # the mistake
+    assert guard.open_holds() == ()

@@ -1,0 +1,307 @@
+"""All the ways in which a connection ends, alone and beside others of the same pool entry."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.pool import (
+    AssertionPool,
+    NullPool,
+    Pool,
+    PoolProxiedConnection,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
+
+from leakguard import FindingKind, LeakGuard
+from leakguard.core.hold import Hold
+from leakguard.sources.sqlalchemy import SQLALCHEMY
+from tests.support import Recorder
+
+POOLS = [QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool]
+QUERY = text("SELECT 1")
+
+
+def closed(connection: PoolProxiedConnection) -> None:
+    connection.close()
+
+
+def invalidated(connection: PoolProxiedConnection) -> None:
+    connection.invalidate()
+
+
+def softly_invalidated(connection: PoolProxiedConnection) -> None:
+    connection.invalidate(soft=True)
+    connection.close()
+
+
+def detached(connection: PoolProxiedConnection) -> None:
+    connection.detach()
+    connection.close()
+
+
+def dropped(_: PoolProxiedConnection) -> None:
+    pass
+
+
+PROPER_ENDS = [closed, invalidated, softly_invalidated, detached]
+ENDS = [*PROPER_ENDS, dropped]
+
+
+def make_engine(folder: Path, pool: type[Pool]) -> Engine:
+    url = f"sqlite:///{folder / 'any.db'}"
+    return create_engine(url, poolclass=pool, connect_args={"check_same_thread": False})
+
+
+@pytest.fixture(params=POOLS, ids=lambda pool: pool.__name__)
+def any_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """Give an engine with a pool of every class."""
+    engine = make_engine(tmp_path, request.param)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def static(tmp_path: Path) -> Iterator[Engine]:
+    """Give an engine all of whose checkouts are one connection."""
+    engine = make_engine(tmp_path, StaticPool)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(autouse=True)
+def collected_before() -> None:
+    """Collect what other tests left, so that it is not collected in the middle of one."""
+    gc.collect()
+
+
+def remembered() -> dict[str, int]:
+    """Count what the source knows of connections."""
+    checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+    counts = {name: len(getattr(checkouts, name)) for name in ("_open", "_by_record", "_detached")}
+    return {name: count for name, count in counts.items() if count}
+
+
+def end(taken: dict[str, PoolProxiedConnection], name: str, how: Callable[..., None]) -> None:
+    """End one of several connections; afterwards nobody refers to it."""
+    how(taken.pop(name))
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_every_end_in_every_pool(
+    guard: LeakGuard, recorder: Recorder, any_engine: Engine, how: Callable[..., None]
+) -> None:
+    """Whatever is ended properly is clean, also where nobody keeps the proxy; the rest is found."""
+    with guard.scope("job"):
+        for _ in range(3):
+            how(any_engine.raw_connection())
+    assert recorder.kinds == ([FindingKind.RECLAIMED] * 3 if how is dropped else [])
+    recorder.wait_for(lambda: set(recorder.holds_released) == set(recorder.holds_acquired))
+    assert len(recorder.holds_released) == 3
+    assert remembered() == {}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_nothing_piles_up(any_engine: Engine, how: Callable[..., None]) -> None:
+    """After a thousand connections that ended in the same way the source remembers none."""
+    with LeakGuard(mode="production", observers=[]) as guard:
+        for _ in range(1000):
+            how(any_engine.raw_connection())
+        assert remembered() == {}
+        assert guard.open_holds() == ()
+
+
+ENDINGS = [
+    pytest.param(first, second, order, id=f"{first.__name__}-{second.__name__}-{''.join(order)}")
+    for first, second in itertools.product(ENDS, repeat=2)
+    for order in ("ab", "ba")
+]
+
+
+def accused(first: Callable[..., None], second: Callable[..., None]) -> list[FindingKind]:
+    """Say what is to be found: nothing is held any more once the shared connection is closed."""
+    reclaimed = [FindingKind.RECLAIMED]
+    return (reclaimed if first is dropped else []) + (
+        reclaimed if second is dropped and first not in {invalidated, detached} else []
+    )
+
+
+@pytest.mark.parametrize("first, second, order", ENDINGS)
+def test_two_checkouts_of_one_static_connection(  # noqa: PLR0913, PLR0917  (the columns of a table)
+    guard: LeakGuard,
+    recorder: Recorder,
+    static: Engine,
+    first: Callable[..., None],
+    second: Callable[..., None],
+    order: str,
+) -> None:
+    """Of two that are out at once, exactly those are found that nobody ended."""
+    with guard.scope("job"):
+        taken = {name: static.raw_connection() for name in "ab"}
+        end(taken, order[0], first)
+        end(taken, order[1], second)
+    assert recorder.kinds == accused(first, second)
+    recorder.wait_for(lambda: len(recorder.holds_released) == 2)
+    assert remembered() == {}
+
+
+def test_the_dropped_one_of_three_is_named(
+    guard: LeakGuard, recorder: Recorder, static: Engine
+) -> None:
+    """A finding about one of several checkouts of a connection is about the right one."""
+    with guard.scope("job"):
+        taken = {name: static.raw_connection() for name in "abc"}
+        hold_of = dict(zip("abc", recorder.holds_acquired, strict=True))
+        end(taken, "c", dropped)
+        end(taken, "a", closed)
+    assert [finding.hold for finding in recorder.findings] == [hold_of["b"], hold_of["c"]]
+    assert recorder.kinds == [FindingKind.LEAKED, FindingKind.RECLAIMED]
+    end(taken, "b", closed)
+    recorder.wait_for(lambda: recorder.resolutions)
+    assert recorder.resolutions[0].hold is hold_of["b"]
+
+
+def test_a_refused_checkout_of_a_shared_connection(
+    guard: LeakGuard, recorder: Recorder, static: Engine
+) -> None:
+    """Where a listener refuses the second checkout, SQLAlchemy closes the connection of both."""
+    from sqlalchemy import event  # noqa: PLC0415  (only here)
+
+    with guard.scope("job"):
+        first = static.raw_connection()
+
+        @event.listens_for(static, "checkout")
+        def refuse(*_: object) -> None:
+            raise KeyError("refused")
+
+        with pytest.raises(KeyError):
+            static.raw_connection()
+        assert guard.open_holds() == ()
+        first.close()
+    assert recorder.findings == []
+    assert remembered() == {}
+
+
+def test_detached_and_invalidated_is_left_to_the_collector(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """SQLAlchemy's `invalidate()` does not close a detached connection, so that nobody has."""
+    with guard.scope("job"):
+        connection = engine.raw_connection()
+        driver_connection = cast("sqlite3.Connection", connection.dbapi_connection)
+        connection.detach()
+        connection.invalidate()
+        assert driver_connection.execute("SELECT 1").fetchone() == (1,)
+        del connection
+    assert recorder.kinds == [FindingKind.RECLAIMED]
+    assert remembered() == {}
+    driver_connection.close()
+
+
+def test_a_detached_connection_is_no_nested_checkout(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """What has left the pool makes nobody wait for the pool."""
+    with guard.scope("job"):
+        first, second = engine.raw_connection(), engine.raw_connection()
+        first.detach()
+        recorder.findings.clear()
+        second.close()
+        third, fourth = engine.raw_connection(), engine.raw_connection()
+        for connection in (first, third, fourth):
+            connection.close()
+    nested = [finding.hold for finding in recorder.findings]
+    assert recorder.kinds == [FindingKind.NESTED_CHECKOUT] * 2
+    assert nested == [recorder.holds_acquired[1], recorder.holds_acquired[3]]
+
+
+def test_the_usage_of_a_pool_that_was_disposed_of(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """After `dispose()` the old pool counts anew; what is really out is told all the same."""
+    with guard.scope("job"):
+        out = [engine.connect() for _ in range(3)]
+        detached_one = engine.connect()
+        detached_one.detach()
+        engine.dispose()
+        out.pop().close()
+    leaks = [finding for finding in recorder.findings if finding.kind is FindingKind.LEAKED]
+    usages = [cast("Any", leak.usage).out for leak in leaks]
+    assert usages == [2, 2, 2]
+    for connection in (*out, detached_one):
+        connection.close()
+
+
+def test_assertion_pools_disposed_of_while_out(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """A pool that raises as its connection comes back late does not keep us from seeing it."""
+    engine = make_engine(tmp_path, AssertionPool)
+    with guard.scope("job"):
+        connection = engine.raw_connection()
+        engine.dispose()
+        with pytest.raises(AssertionError, match="not checked out"):
+            connection.close()
+    assert recorder.findings == []
+    assert remembered() == {}
+
+
+def use_and_dispose_twice(engine: Engine) -> None:
+    for _ in range(2):
+        engine.connect().close()
+        engine.dispose()
+
+
+def test_pools_are_forgotten_with_their_engines(guard: LeakGuard, tmp_path: Path) -> None:
+    """An application that makes an engine per tenant does not pile up what we know of them."""
+    checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+    before = len(checkouts._pools)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+    with guard.scope("job"):
+        for _ in range(50):
+            use_and_dispose_twice(make_engine(tmp_path, QueuePool))
+    gc.collect()
+    assert len(checkouts._pools) == before  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+
+
+def test_looking_for_an_engine_keeps_no_variable_alive(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, tmp_path: Path
+) -> None:
+    """The first checkout of a pool without an engine looks up the whole stack, at no variable."""
+    pool = QueuePool(cast("Any", lambda: sqlite3.connect(tmp_path / "alone.db")))
+    dropped_here = engine.raw_connection()
+    pool.connect().close()
+    (still_open,) = guard.open_holds()
+    del dropped_here
+    assert not still_open.open
+    recorder.wait_for(lambda: still_open in recorder.holds_released)
+    pool.dispose()
+
+
+def test_a_hold_that_came_back_is_not_kept(engine: Engine) -> None:
+    """A hold goes as soon as no finding and no observer asks for it any more."""
+    with LeakGuard(mode="testing", observers=[]) as guard, guard.scope("job"):
+        connection = engine.connect()
+        connection.close()
+        assert not [one for one in gc.get_objects() if isinstance(one, Hold) and one.guard is guard]
+
+
+def test_a_detached_connection_whose_server_is_gone(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Closing it fails half-way, which is SQLAlchemy's to log; it was closed all the same."""
+    with guard.scope("job"):
+        connection = engine.raw_connection()
+        connection.detach()
+        cast("Any", connection.dbapi_connection).close()
+        connection.close()
+        del connection
+    assert recorder.findings == []
+    assert remembered() == {}
