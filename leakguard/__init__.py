@@ -1,8 +1,8 @@
 """leakguard names the request, the line and the mistake that kept a database connection."""
 
+from leakguard.core.allow import allow
 from leakguard.core.callsite import CallSite, Frame
 from leakguard.core.finding import Finding, FindingKind, Severity
-from leakguard.core.guard import allow
 from leakguard.core.hold import Hold
 from leakguard.core.ignore import ignore_function, ignore_route
 from leakguard.core.observer import Observer

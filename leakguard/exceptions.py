@@ -39,6 +39,9 @@ class ConnectionLeakError(LeakGuardError):
         self.findings = tuple(findings)
         super().__init__("\n\n".join(str(finding) for finding in self.findings))
 
+    def __reduce__(self) -> tuple[type[ConnectionLeakError], tuple[tuple[Finding, ...]]]:
+        return type(self), (self.findings,)
+
 
 class ConnectionLeakWarning(RuntimeWarning):
     """A request did not give a connection back.

@@ -27,11 +27,11 @@ class LeakGuard(Guard):
     Options, all optional, by keyword:
 
     - `mode`: `"off"`, `"production"`, `"development"` or `"testing"`, a preset of the others.
-      Default: `LEAKGUARD_MODE` where it is set, else `"development"` under `python -X dev` or
-      where the application's `debug` is true, else `"production"`.
+      Default: `LEAKGUARD_MODE` where it is set, else `"development"` under `python -X dev`, else
+      `"production"`. (`LeakGuardMiddleware` also looks at the application's `debug`.)
     - `engines`: watch only these `Engine` and `AsyncEngine` objects; default: every one.
     - `observers`: told instead of the default ones.
-    - `held_after`: seconds that a connection may be out and idle; `None`: not judged.
+    - `held_after`: seconds that a connection may be out and idle. Reserved: not judged yet.
     - `late_after`: seconds after the last byte of the response from which a return is late.
     - `ignore`: functions that take a finding and say whether to drop it.
     - `frames`: the most user frames that are kept for a call site.
@@ -71,10 +71,11 @@ class LeakGuardMiddleware(RequestScopes):
             # Applications come and go in tests: the guard goes with its middleware.
             weakref.finalize(self, WATCH.post, guard.uninstall).atexit = False
         elif not isinstance(guard, LeakGuard):
-            raise SettingsError("guard", guard, "it is a LeakGuard, or None for one of its own")
+            raise SettingsError("guard", guard, "must be a LeakGuard, or None for one of its own")
         elif options:
             name, value = next(iter(options.items()))
-            raise SettingsError(name, value, "the guard that was given has settings of its own")
+            where = f"set it on the guard that was given: LeakGuard({name}=...)"
+            raise SettingsError(name, value, where)
         guard.install()
         super().__init__(app, guard)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 from leakguard import ConnectionLeakError, LeakGuardError, SettingsError
@@ -25,6 +26,14 @@ def test_a_settings_error_can_be_pickled() -> None:
     """The error of a worker process reaches its parent whole."""
     error = pickle.loads(pickle.dumps(SettingsError("frames", 0, "it is 1 or more")))  # noqa: S301  (our own)
     assert (error.setting, error.value, error.allowed) == ("frames", 0, "it is 1 or more")
+
+
+def test_a_leak_error_can_be_copied() -> None:
+    """With its findings, and not letter by letter."""
+    finding = make_finding()
+    error = copy.copy(ConnectionLeakError([finding]))
+    assert error.findings == (finding,)
+    assert str(error) == str(finding)
 
 
 def test_a_leak_error_carries_its_findings() -> None:

@@ -122,11 +122,13 @@ def test_a_guard_that_is_given_is_installed() -> None:
 @pytest.mark.parametrize("guard", ["production", LeakGuard, object()])
 def test_what_is_no_guard_is_refused(guard: Any) -> None:
     """The error says what is wanted."""
-    with pytest.raises(SettingsError, match=r"guard=.* is not allowed: it is a LeakGuard, or None"):
+    with pytest.raises(
+        SettingsError, match=r"guard=.* is not allowed: must be a LeakGuard, or None"
+    ):
         LeakGuardMiddleware(FastAPI(), guard)
 
 
 def test_a_guard_and_options_are_too_much() -> None:
     """Nobody could tell which of the two was to count, so neither is silently dropped."""
-    with pytest.raises(SettingsError, match="frames=3 is not allowed: the guard that was given"):
+    with pytest.raises(SettingsError, match="frames=3 is not allowed: set it on the guard"):
         LeakGuardMiddleware(FastAPI(), LeakGuard(), frames=3)

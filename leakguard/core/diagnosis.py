@@ -19,7 +19,7 @@ from leakguard.core.finding import FindingKind, Hint
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The evidence: plain values, and code objects, which tell what kind a function is."""
+    """What a diagnosis looks at: plain values, and code objects, which tell a function's kind."""
 
     kind: FindingKind
     constructor: CodeType | None = None
@@ -80,7 +80,8 @@ def is_async(code: CodeType | None) -> bool:
 
 
 def _name(code: CodeType | None) -> str:
-    return "the function" if code is None else code.co_name
+    # Of a method with its class: `__init__` alone says little.
+    return "the function" if code is None else code.co_qualname.rpartition("<locals>.")[2]
 
 
 def _used_after_close(case: Case) -> Hint | None:
@@ -175,10 +176,10 @@ def _connection_never_closed(case: Case) -> Hint | None:
 
 def _role(code: CodeType, case: Case) -> str:
     if code is case.endpoint:
-        return f"the endpoint {code.co_name}"
+        return f"the endpoint {_name(code)}"
     if case.after_response:
-        return f"{code.co_name}, which runs after the response,"
-    return code.co_name
+        return f"{_name(code)}, which runs after the response,"
+    return _name(code)
 
 
 def _calls_close(code: CodeType | None) -> bool:
@@ -270,7 +271,7 @@ def _generic_outlives(case: Case) -> Hint:
 
 def _generic_late(_: Case) -> Hint:
     return Hint(
-        "a background task, the body of a stream or a slow client kept it after the response",
+        "something that runs after the response, such as a background task, kept it",
         "close the session before the slow part, or open one there; in FastAPI, "
         'Depends(..., scope="function") ends before the response is sent',
     )

@@ -8,21 +8,25 @@ from typing import Final
 
 LOGGER: Final = logging.getLogger("leakguard")
 
+_LIMIT: Final = 100
+"""How many are logged at most, whatever types of exceptions there are."""
+
 
 class Faults:
-    """Logs the first fault of every place and keeps quiet about the following ones."""
+    """Logs the first fault of a type in every place and keeps quiet about the following ones."""
 
     def __init__(self) -> None:
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()
 
     def forget(self) -> None:
-        """Log the next fault of every place again."""
+        """Log every fault once more."""
         self._seen.clear()
 
     def report(self, place: str, error: BaseException, remedy: str) -> None:
         """Log that `place` raised `error`; `place` is one of a fixed number of names."""
-        if place not in self._seen:
-            self._seen.add(place)
+        kind = type(error).__qualname__
+        if (place, kind) not in self._seen and len(self._seen) < _LIMIT:
+            self._seen.add((place, kind))
             self.log(place, error, remedy)
 
     def log(self, place: str, error: BaseException, remedy: str) -> None:

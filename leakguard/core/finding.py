@@ -62,7 +62,7 @@ class PoolUsage:
     """How full a pool was when a finding was made."""
 
     out: int | None
-    """Connections out; `None` where the pool does not count (`NullPool`)."""
+    """Connections out; `None` where the pool's class does not count them, as `NullPool`."""
     capacity: int | None
     """Connections the pool may have out at once; `None` where it has no limit."""
     same_line: int
@@ -94,6 +94,8 @@ class Evidence:
     """The task or thread that had it, where that is not the scope's own."""
     late_by: float | None = None
     """Seconds after the last byte of the response at which it came back."""
+    waited: float | None = None
+    """Seconds for which somebody might have given it back before it was called leaked."""
 
 
 @dataclass(eq=False, slots=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from leakguard.core.faults import FAULTS
+from leakguard.core.faults import FAULTS, LOGGER
 from leakguard.core.finding import FindingKind
-from leakguard.core.hold import ConnectionHold, Hold
+from leakguard.core.hold import ConnectionHold, Hold, take_out
 from leakguard.core.judge import Judge
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observers
@@ -23,7 +21,7 @@ from leakguard.core.watch import WATCH
 from leakguard.exceptions import LeakGuardError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Iterable
     from types import TracebackType
 
     from leakguard.core.finding import Finding
@@ -54,6 +52,7 @@ class Guard:
     ) -> None:
         self.settings = settings
         self.installed = False
+        self._was_installed = False
         self.observers = Observers(observers, FAULTS)
         self._sources = tuple(sources)
         self._register = Register(settings.ignore, FAULTS)
@@ -68,7 +67,7 @@ class Guard:
             if not self.installed and self.settings.mode is not Mode.OFF:
                 for source in self._sources:
                     source.attach(self)
-                self.installed = True
+                self.installed = self._was_installed = True
                 WATCH.join()
         return self
 
@@ -104,7 +103,14 @@ class Guard:
         """
         for setting, value in (("name", name), ("type", type)):
             if not isinstance(value, str) or not value:
-                raise SettingsError(setting, value, "it is a string of at least one character")
+                raise SettingsError(setting, value, "must be a string of at least one character")
+        if not self._was_installed and self.settings.mode is not Mode.OFF:
+            self._was_installed = True  # say so once
+            LOGGER.warning(
+                "scope %r is opened, but its guard was never installed, so that nothing is "
+                "watched: call install(), or use the guard in a with block",
+                name,
+            )
         return ScopeBlock(self, name, type)
 
     def new_log(self) -> EventLog:
@@ -134,8 +140,6 @@ class Guard:
 
     def acquired(self, hold: Hold) -> None:
         """Take note of a new hold; its scope, holder and evidence are set."""
-        if hold.allowed is None:
-            hold.allowed = _allowed.get()
         self._open[hold] = None
         scope = hold.scope
         if scope is not None:
@@ -163,15 +167,17 @@ class Guard:
 
     def released(self, hold: Hold) -> None:
         """Take note that a session was closed or a connection came back; once is enough."""
-        if self._open.pop(hold, hold) is not None:
+        scope = hold.scope
+        if scope is not None:  # first: where the scope ends at this moment, it has come back
+            scope.open_holds.pop(hold, None)
+        if not take_out(self._open, hold):
             return
         hold.released_monotonic = now = monotonic()
-        scope = hold.scope
         if scope is not None:
-            scope.open_holds.pop(hold, None)
             scope.log.add(_RELEASED[hold.resource])
             if scope.closed_at is None and isinstance(hold, ConnectionHold):
                 self._note(scope, hold, now)
+        self._judge.returned(hold)
         if hold in self._unresolved:
             self._resolve(hold)
         observers = self.observers
@@ -198,7 +204,7 @@ class Guard:
     def _enter_scope(self, hold: Hold, scope: Scope) -> None:
         scope.open_holds[hold] = None
         # Looked at after the entry: the scope may end in between, in another thread.
-        too_late = scope.closed_at is not None and scope.open_holds.pop(hold, hold) is None
+        too_late = scope.closed_at is not None and take_out(scope.open_holds, hold)
         if too_late and isinstance(hold, ConnectionHold):
             self._judge.outlived(scope, hold)
 
@@ -211,19 +217,30 @@ class Guard:
                 hold.late_by = late_by
         if hold.nested or hold.sync_in_async or hold.late_by is not None:
             scope.notable.append(hold)
+            if len(scope.notable) >= _NOTABLE_LIMIT:  # in a WebSocket that is open for days
+                self._judge.tell_notable(scope)
 
     def _after_collection(self, hold: Hold) -> None:
-        if self._open.pop(hold, hold) is not None:
+        if not take_out(self._open, hold):
             return
         if hold.scope is None and isinstance(hold, ConnectionHold):
             self._found(hold, Verdict(FindingKind.RECLAIMED))
         elif isinstance(hold, ConnectionHold):
             self._judge.collected(hold)
+        else:
+            self._forget_surplus(hold.scope, hold)
         if hold in self._unresolved:
             self._resolve(hold)
         observers = self.observers
         if observers.released:
             observers.tell(observers.released, hold)
+
+    def _forget_surplus(self, scope: Scope | None, session: Hold) -> None:
+        """Keep no more than some of the sessions that nobody closed for the end of their scope."""
+        if scope is not None:
+            scope.sessions_collected += 1
+            if scope.sessions_collected > _NOTABLE_LIMIT:
+                scope.open_holds.pop(session, None)
 
     def _found(self, hold: Hold, verdict: Verdict) -> None:
         finding = self._enter(hold, verdict)
@@ -305,29 +322,8 @@ def note_exception(scope: Scope, error: BaseException | None) -> None:
             scope.cancelled = True
 
 
-@contextmanager
-def allow(reason: str) -> Generator[None, None, None]:
-    """Exempt the holds that are acquired inside the block from findings.
-
-    Raises `SettingsError` where no reason is given: the next reader needs it.
-    """
-    if not isinstance(reason, str) or not reason.strip():
-        raise SettingsError("reason", reason, "it says in a few words why the use is deliberate")
-    before = _allowed.get()
-    token = _allowed.set(reason)
-    try:
-        yield
-    finally:
-        try:
-            _allowed.reset(token)
-        except ValueError:
-            # Left in another context than entered: frameworks run the two halves of a
-            # synchronous dependency in two threads.
-            if _allowed.get() is reason:
-                _allowed.set(before)
-
-
-_allowed: Final[ContextVar[str | None]] = ContextVar("leakguard_allowed", default=None)
+_NOTABLE_LIMIT: Final = 100
+"""Of how many holds that nobody waits for a scope remembers that there is something to say."""
 
 _RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE})
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
+
+from leakguard.core.allow import allowed_reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import CodeType
 
     from leakguard.core.callsite import CallSite
@@ -23,17 +26,19 @@ class Hold:
     """
 
     __slots__ = (
+        "__weakref__",
         "acquired_monotonic",
         "allowed",
         "asynchronous",
         "collected",
         "guard",
         "holder",
-        "outlived",
+        "outlived_by",
         "pool",
         "released_monotonic",
         "scope",
         "site",
+        "waited",
     )
 
     resource: Literal["connection", "session"]
@@ -49,11 +54,13 @@ class Hold:
         """The task or thread that acquired it; `None` for the one that opened the scope."""
         self.acquired_monotonic = monotonic()
         self.released_monotonic: float | None = None
-        self.outlived = False
-        """Whether the work that acquired it went on after its scope had ended."""
+        self.outlived_by: str | None = None
+        """The work that had it and went on after its scope had ended."""
+        self.waited: float | None = None
+        """Seconds for which somebody might have given it back before it was called leaked."""
         self.collected = False
         """Whether the garbage collector took it before anybody closed it."""
-        self.allowed: str | None = None
+        self.allowed = allowed_reason.get()
         """The reason given to `allow`, which exempts it from findings."""
         self.asynchronous: bool | None = None
         """Whether it is used with `await`; `None` where nobody knows yet."""
@@ -120,6 +127,17 @@ class Hold:
         return f"<Hold {self.resource} from {where}>"
 
 
+def take_out(holds: dict[Hold, None], hold: Hold) -> bool:
+    """Take a hold out; `False` where somebody else was first, or it never was there.
+
+    A single operation: of several threads that try at once, one is first.
+    """
+    return holds.pop(hold, _ABSENT) is not _ABSENT
+
+
+_ABSENT: Final = object()
+
+
 class SessionHold(Hold):
     """An ORM session."""
 
@@ -152,6 +170,8 @@ class ConnectionHold(Hold):
     """A connection of a pool."""
 
     __slots__ = (
+        "beside",
+        "by_older_session",
         "late_by",
         "nested",
         "session",
@@ -168,8 +188,13 @@ class ConnectionHold(Hold):
         super().__init__(guard, pool, scope, site)
         self.session: SessionHold | None = None
         """The session that checked it out."""
+        self.by_older_session = False
+        """Whether a session checked it out that is older than the guard, so that nothing is known
+        of it."""
         self.nested = False
         """Whether its scope held another connection of the pool when it was checked out."""
+        self.beside: CallSite | None = None
+        """Where that other one was checked out."""
         self.sync_in_async = False
         """Whether it is synchronous and was checked out on a thread that runs an event loop."""
         self.taken_after_close = False
@@ -189,6 +214,19 @@ class ConnectionHold(Hold):
     @property
     def acquired_at(self) -> CallSite | None:
         return self.site
+
+    @property
+    def holders(self) -> Iterator[Holder]:
+        """The work other than the scope's own that may give it back: who took it, whose session."""
+        for hold in (self, self.session):
+            if hold is not None and hold.holder is not None:
+                yield hold.holder
+
+    @property
+    def session_from_outside(self) -> bool:
+        """Whether its session was constructed outside of any scope."""
+        session = self.session
+        return self.by_older_session if session is None else session.scope is None
 
     @property
     def idle_for(self) -> float:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from leakguard.core.watch import WATCH
 
 if TYPE_CHECKING:
+    from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
 
+Callback = Callable[["Hold"], None]
 AnyTask = asyncio.Task[Any]
 LoopRef = weakref.ref[asyncio.AbstractEventLoop]
 
@@ -31,33 +33,38 @@ class Holder(Protocol):
         """Say whether the work that acquired the hold still runs."""
         ...
 
-    def on_end(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called about when the work ends; it may come late, twice or never."""
+    def on_end(self, hold: Hold, callback: Callback) -> None:
+        """Have `callback(hold)` called about when the work ends, unless the hold is gone by then.
+
+        It may come late, twice or never. Asking again changes nothing.
+        """
         ...
 
 
 class TaskHolder:
     """An asyncio task."""
 
-    __slots__ = ("_name", "_task")
+    __slots__ = ("_function", "_name", "_task")
 
     def __init__(self, task: AnyTask) -> None:
         self._task = weakref.ref(task)
         self._name = task.get_name()
+        self._function: str | None = getattr(task.get_coro(), "__qualname__", None)
 
     def __str__(self) -> str:
-        return f"task {self._name!r}"
+        function = "" if self._function is None else f" ({self._function})"
+        return f"task {self._name!r}{function}"
 
     def running(self) -> bool:
         """Say whether the task is not done."""
         task = self._task()
         return task is not None and not task.done()
 
-    def on_end(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the task is done; never, where another thread runs its loop."""
+    def on_end(self, hold: Hold, callback: Callback) -> None:
+        """Call it when the task is done; never, where another thread runs its loop."""
         task = self._task()
         if task is not None:
-            on_done(task, callback)
+            on_done(task, hold, callback)
 
 
 class _Work:
@@ -83,6 +90,7 @@ _THREAD_LOOPS: Final = (
     os.path.join(os.sep, "concurrent", "futures", "thread.py"),
     os.path.join(os.sep, "multiprocessing", "pool.py"),
     os.path.join(os.sep, "anyio", "_backends", "_asyncio.py"),
+    os.path.join(os.sep, "asyncio", "events.py"),  # callbacks of the event loop
     os.path.join(os.sep, "trio", "_threads.py"),
 )
 """Files whose frames run one piece of work after the other."""
@@ -113,11 +121,15 @@ class ThreadHolder:
         stack = sys._current_frames().get(self._thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         return is_on_stack(stack, self._frame)
 
-    def on_end(self, callback: Callable[[], None]) -> None:
-        """Call `callback` in the watch thread when the copy of the context goes."""
+    def on_end(self, hold: Hold, callback: Callback) -> None:
+        """Call it in the watch thread when the copy of the context goes."""
         work = self._work()
         if work is not None:
-            weakref.finalize(work, WATCH.post, callback).atexit = False
+            waiting = _waiting.get(work)
+            if waiting is None:
+                waiting = _waiting[work] = _Waiting()
+                weakref.finalize(work, WATCH.post, waiting.tell).atexit = False
+            waiting.add(hold, callback)
 
 
 def current_holder(scope: Scope) -> Holder | None:
@@ -172,13 +184,43 @@ def context_among_referents(task: AnyTask) -> Context | None:
     return next((item for item in gc.get_referents(task) if isinstance(item, Context)), None)
 
 
-def on_done(task: AnyTask, callback: Callable[[], None]) -> None:
-    """Call `callback` when `task` is done, without keeping the current context alive.
+def on_done(task: AnyTask, hold: Hold, callback: Callback) -> None:
+    """Call `callback(hold)` when `task` is done, unless the hold is gone by then.
 
     Only in the thread that runs the task's loop: a task must not be touched from another one.
     """
     if task.get_loop() is running_loop():
-        task.add_done_callback(lambda _: callback(), context=Context())
+        waiting = _waiting.get(task)
+        if waiting is None:
+            waiting = _waiting[task] = _Waiting()
+            # In a context of its own: it would keep the current one alive.
+            task.add_done_callback(waiting.tell, context=Context())
+        waiting.add(hold, callback)
+
+
+class _Waiting:
+    """The holds to judge again when a task or a run ends, each while anybody else knows it.
+
+    Work that outlives its scope may take and return any number of connections.
+    """
+
+    def __init__(self) -> None:
+        self._callbacks: dict[weakref.ref[Hold], Callback] = {}
+
+    def add(self, hold: Hold, callback: Callback) -> None:
+        """Have `callback(hold)` called; once, however often it is asked for."""
+        callbacks = self._callbacks
+        callbacks[weakref.ref(hold, lambda ref: callbacks.pop(ref, None))] = callback
+
+    def tell(self, *_: object) -> None:
+        """Call them: the work has ended."""
+        for ref, callback in self._callbacks.copy().items():
+            hold = ref()
+            if hold is not None:
+                callback(hold)
+
+
+_waiting: Final[weakref.WeakKeyDictionary[object, _Waiting]] = weakref.WeakKeyDictionary()
 
 
 def is_on_stack(stack: FrameType | None, number: int) -> bool:

@@ -21,7 +21,7 @@ def ignore_route(template: str) -> Predicate:
 
 
 def ignore_function(name: str) -> Predicate:
-    """Ignore what a function constructed or checked out; `name` is its qualified name."""
+    """Ignore what a function itself constructed or checked out; `name` is its qualified name."""
     _check("name", name)
 
     def predicate(finding: Finding) -> bool:
@@ -34,9 +34,10 @@ def ignore_function(name: str) -> Predicate:
 
 
 def _runs_in(site: CallSite | None, name: str) -> bool:
-    return site is not None and any(frame.function == name for frame in site.frames)
+    # The innermost of the user's frames only: production keeps no other.
+    return site is not None and site.function == name
 
 
 def _check(setting: str, value: object) -> None:
     if not isinstance(value, str) or not value:
-        raise SettingsError(setting, value, "it is a string of at least one character")
+        raise SettingsError(setting, value, "must be a string of at least one character")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
-from weakref import WeakSet
 
 from leakguard.core.faults import FAULTS
-from leakguard.core.hold import ConnectionHold, SessionHold
+from leakguard.core.hold import ConnectionHold, SessionHold, take_out
 from leakguard.core.holder import AnyTask, loop_ref, on_done, running_tasks
 from leakguard.core.verdict import Fate, Standing, Verdict, judge
 from leakguard.core.watch import WATCH
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from leakguard.core.callsite import CallSite
     from leakguard.core.hold import Hold
-    from leakguard.core.holder import LoopRef
+    from leakguard.core.holder import Holder, LoopRef
     from leakguard.core.scope import Scope
 
 _UNTIDY_LIMIT: Final = 1000
@@ -38,10 +37,6 @@ class _Wait:
     """Whether the notice that it outlives its scope was given, or is not due."""
     until: float | None = None
     """When the wait for the other work of the scope ends, by the judge's clock."""
-    on_end: bool = False
-    """Whether the holder tells of its end."""
-    followed: WeakSet[AnyTask] = field(default_factory=WeakSet[AnyTask])
-    """The other tasks that tell of their end."""
     look_at: float | None = None
     """When the next look is due, by the judge's clock."""
 
@@ -77,12 +72,22 @@ class Judge:
         for hold in holds:
             if isinstance(hold, ConnectionHold):
                 _apart(partial(self._close_connection, scope, hold))
-        for hold in scope.notable:
-            _apart(partial(self._found, hold, judge(_standing(hold, Fate.RETURNED))))
+        self.tell_notable(scope)
         # Last, because it depends on what became of their connections.
         for hold in holds:
             if isinstance(hold, SessionHold):
                 _apart(partial(self._close_session, scope, hold))
+
+    def tell_notable(self, scope: Scope) -> None:
+        """Tell what there is to say about connections of the scope that came back."""
+        notable, scope.notable = scope.notable, []
+        for hold in notable:
+            _apart(partial(self._found, hold, judge(_standing(hold, Fate.RETURNED))))
+
+    def returned(self, hold: Hold) -> None:
+        """Wait for a hold no more: it has come back."""
+        if self._waits:
+            self._waits.pop(hold, None)
 
     def outlived(self, scope: Scope, hold: ConnectionHold) -> None:
         """Follow a hold that was acquired by work that outlived its scope.
@@ -105,7 +110,7 @@ class Judge:
             if session is not None:
                 session.connection_lost = True
             self._found(hold, judge(_standing(hold, Fate.COLLECTED)))
-        elif not hold.open:
+        elif _came_back(hold) or not hold.open:
             self._gone(hold)
             self._found(hold, judge(_standing(hold, Fate.RETURNED)))
         else:
@@ -116,13 +121,14 @@ class Judge:
     def _close_session(self, scope: Scope, hold: SessionHold) -> None:
         if not hold.collected and not hold.open:
             return
-        known = hold.collected or hold.site in self._untidy
+        accounted_for = hold.connection_lost or (hold.holder is not None and hold.holder.running())
+        # Asked last: it takes a look at every task of the loop.
+        known = accounted_for or hold.collected or hold.site in self._untidy
         standing = Standing(
             "session",
             Fate.OUT,
-            holder_running=hold.holder is not None and hold.holder.running(),
             others_running=not known and bool(_running(scope, loop_ref())),
-            with_connection=hold.connection_lost,
+            with_connection=accounted_for,
         )
         verdict = judge(standing)
         if verdict.kind is not None and len(self._untidy) < _UNTIDY_LIMIT:
@@ -132,19 +138,28 @@ class Judge:
     def _decide(self, wait: _Wait) -> None:
         """Judge a hold that was out when its scope ended."""
         hold = wait.hold
-        running = not hold.collected and hold.holder is not None and hold.holder.running()
-        hold.outlived = hold.outlived or running
-        others = [] if running or hold.collected else _running(wait.scope, wait.loop)
-        if others and wait.until is None:
-            wait.until = self._clock() + self._late_after
-        standing = _standing(
-            hold,
-            Fate.OUT,
-            holder_running=running,
-            others_running=bool(others),
-            waited=wait.until is not None and self._clock() >= wait.until,
+        running = None if hold.collected else _running_holder(hold)
+        hold.outlived_by = hold.outlived_by if running is None else str(running)
+        settled = running is not None or hold.collected
+        others = [] if settled else _running(wait.scope, wait.loop)
+        # Whoever constructed the session before the scope began may be around it, as an outer
+        # middleware is, and be about to close it.
+        expected = bool(others) or (hold.session_from_outside and not settled)
+        now = self._clock()
+        if expected and wait.until is None:
+            wait.until = now + self._late_after
+        waited = wait.until is not None and now >= wait.until
+        if expected and waited:
+            hold.waited = self._late_after
+        verdict = judge(
+            _standing(
+                hold,
+                Fate.OUT,
+                holder_running=running is not None,
+                others_running=expected,
+                waited=waited,
+            )
         )
-        verdict = judge(standing)
         if not (verdict.wait and wait.announced):
             wait.announced = True
             self._found(hold, verdict)
@@ -154,28 +169,24 @@ class Judge:
     def _wait(self, wait: _Wait, others: list[AnyTask]) -> None:
         """Have the hold judged again when the work that may return it has ended."""
         hold = wait.hold
-        again = partial(self._again, hold)
         self._waits[hold] = wait
         when = self._clock() + _LOOK_AGAIN_AFTER if wait.until is None else wait.until
         if wait.look_at is None or when < wait.look_at:
             wait.look_at = when
             self._post_at(when, partial(self._look, wait))
-        if hold.holder is not None and not wait.on_end:
-            wait.on_end = True
-            hold.holder.on_end(again)
+        for holder in hold.holders:
+            holder.on_end(hold, self._again)
         for task in others:
-            if task not in wait.followed:
-                wait.followed.add(task)
-                on_done(task, again)
+            on_done(task, hold, self._again)
 
     def _look(self, wait: _Wait) -> None:
         wait.look_at = None
         self._again(wait.hold)
 
-    def _again(self, hold: ConnectionHold) -> None:
+    def _again(self, hold: Hold) -> None:
         # Taking it out is atomic: where the loop and the watch come at once, one of them decides.
         wait = self._waits.pop(hold, None)
-        if wait is None or (hold.released_monotonic is not None and not hold.collected):
+        if wait is None or _came_back(hold):
             return
         if hold.collected or hold.open:
             self._decide(wait)
@@ -191,10 +202,18 @@ def _apart(decide: Callable[[], None]) -> None:
         FAULTS.report("leakguard's judge", error, "A verdict is lost. Please report it.")
 
 
+def _running_holder(hold: ConnectionHold) -> Holder | None:
+    return next((holder for holder in hold.holders if holder.running()), None)
+
+
+def _came_back(hold: Hold) -> bool:
+    return hold.released_monotonic is not None and not hold.collected
+
+
 def _take_all(scope: Scope) -> list[Hold]:
     """Take the holds out of the scope, each unless somebody returns it at this moment."""
     holds = list(scope.open_holds.copy())
-    return [hold for hold in holds if scope.open_holds.pop(hold, hold) is None]
+    return [hold for hold in holds if take_out(scope.open_holds, hold)]
 
 
 def _running(scope: Scope, ref: LoopRef | None) -> list[AnyTask]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from leakguard.core.lock import LOCK
+
 if TYPE_CHECKING:
     from leakguard.core.faults import Faults
     from leakguard.core.finding import Finding
@@ -18,8 +20,9 @@ T = TypeVar("T")
 class Observer:
     """Derive from it and override what you want to be told; every method here does nothing.
 
-    The methods are called where things happen: in the request's own task or thread, and for
-    what only the garbage collector noticed, in leakguard's watch thread. They must not block.
+    The methods are called where things happen, in the request's own task or thread, and must
+    not block. `resolved`, and `found` and `released` where a verdict had to wait or only the
+    garbage collector noticed, are called in leakguard's watch thread.
     An observer that raises is logged once and is not called again; the request never notices.
     """
 
@@ -86,11 +89,14 @@ class Observers:
                 yield observer, method
 
     def _disable(self, observer: Observer, error: Exception) -> None:
-        others = [one for one in self._observers if one is not observer]
-        if len(others) == len(self._observers):  # it raised in two threads at once
-            return
-        self._observers = others
-        self._arrange()
+        with LOCK:  # two that raise at once would bring one another back
+            others = [one for one in self._observers if one is not observer]
+            if len(others) == len(self._observers):  # it raised in two threads at once
+                return
+            self._observers = others
+            self._arrange()
         self._faults.log(
-            f"the observer {type(observer).__name__}", error, "It will not be called again."
+            f"leakguard's observer {type(observer).__name__}",
+            error,
+            "The observer is not called again.",
         )

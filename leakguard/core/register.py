@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from leakguard.core.diagnosis import Case, diagnose
-from leakguard.core.finding import Evidence, Finding, FindingKind, fingerprint
+from leakguard.core.finding import Evidence, Finding, FindingKind, Severity, fingerprint
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.lock import LOCK
 
@@ -58,7 +58,7 @@ class Register:
             except Exception as error:  # noqa: BLE001  (whatever a user's code raises)
                 name = getattr(predicate, "__qualname__", type(predicate).__name__)
                 self._faults.report(
-                    f"the ignore predicate {name}", error, "The finding is not ignored."
+                    f"leakguard's ignore predicate {name}", error, "The finding is not ignored."
                 )
         return False
 
@@ -90,11 +90,13 @@ def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -
             idle_for=hold.idle_for if hold.guard.settings.statements else None,
             in_transaction=hold.in_transaction,
             backend_pid=hold.backend_pid,
-            holder=str(hold.holder) if hold.outlived else None,
+            holder=hold.outlived_by,
+            waited=hold.waited,
             late_by=late_by,
         ),
         also=also,
-        usage=hold.usage,
+        # Not for notices: it takes a look at every open hold, and healthy requests may have some.
+        usage=hold.usage if kind.severity is Severity.ERROR else None,
     )
 
 
@@ -108,7 +110,7 @@ def case_of(hold: Hold, kind: FindingKind) -> Case:
         constructor=_code(hold.created_at),
         acquirer=_code(hold.acquired_at),
         closed_by=None if session is None else session.closed_by,
-        by_session=connection is None or session is not None,
+        by_session=connection is None or session is not None or connection.by_older_session,
         exception=None if scope is None else scope.exception,
         cancelled=scope is not None and scope.cancelled,
         status=None if scope is None else scope.status,
@@ -117,9 +119,11 @@ def case_of(hold: Hold, kind: FindingKind) -> Case:
         # Who constructed the session is the one to name; else who took the connection.
         after_response=_after_response(session or hold, scope),
         asynchronous=hold.asynchronous,
-        constructed_outside=session is not None and session.scope is None and scope is not None,
+        constructed_outside=(
+            scope is not None and connection is not None and connection.session_from_outside
+        ),
         endpoint=None if scope is None else scope.endpoint,
-        holder=str(hold.holder) if hold.outlived else None,
+        holder=hold.outlived_by,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from leakguard.core.callsite import relative_path
 from leakguard.core.faults import FAULTS
 from leakguard.core.finding import FindingKind
+from leakguard.core.hold import ConnectionHold
 
 if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite
@@ -60,9 +61,10 @@ def repetition(finding: Finding, times: int) -> str:
     )
 
 
-def resolution(finding: Finding) -> str:
-    """Write that the connection of a finding came back after all."""
-    return f"resolved: {finding.resolution} {_where(finding)}, {_who(finding)}"
+def resolution(finding: Finding, more: int = 0) -> str:
+    """Write that the connection of a finding came back after all, and `more` that nobody told."""
+    others = f", and {more} more like it" if more else ""
+    return f"resolved: {finding.resolution} {_where(finding)}, {_who(finding)}{others}"
 
 
 def describe_return(finding: Finding, hold: Hold) -> str:
@@ -91,7 +93,7 @@ def _told(name: str, tell: Callable[[Finding], T], finding: Finding, instead: T)
     try:
         return tell(finding)
     except Exception as error:  # noqa: BLE001  (a report must come out whatever is in it)
-        FAULTS.report(f"the fact {name!r} of a report", error, "The rest of the report is told.")
+        FAULTS.report(f"leakguard's report, at {name!r},", error, "The rest of the report is told.")
         return instead
 
 
@@ -121,6 +123,8 @@ _FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
     "backend_pid": lambda f: f.evidence.backend_pid,
     "holder": lambda f: f.evidence.holder,
     "late_by": lambda f: f.evidence.late_by,
+    "waited": lambda f: f.evidence.waited,
+    "already_held": lambda f: _beside(f) and str(_beside(f)),
     "scope": lambda f: f.scope and f.scope.name,
     "scope_type": lambda f: f.scope and f.scope.type,
     "route": lambda f: f.scope and f.scope.route,
@@ -144,6 +148,10 @@ def _site_dict(site: CallSite | None) -> dict[str, Any] | None:
     }
 
 
+def _beside(finding: Finding) -> CallSite | None:
+    return finding.hold.beside if isinstance(finding.hold, ConnectionHold) else None
+
+
 def _who(finding: Finding) -> str:
     return _told("scope", _scope_words, finding, "a scope that cannot be told")
 
@@ -157,7 +165,11 @@ def _scope_words(finding: Finding) -> str:
         how.append("cancelled")
     elif scope.exception is not None:
         how.append(scope.exception)
-    return f"{scope.name} ({', '.join(how)}{' ' if how else ''}in {seconds(scope.duration)})"
+    words = f"{scope.name} ({', '.join(how)}{' ' if how else ''}in {seconds(scope.duration)})"
+    hold = finding.hold
+    ended = scope.closed_at
+    too_late = hold is not None and ended is not None and hold.acquired_monotonic > ended
+    return f"work started by {words}" if too_late else words
 
 
 _WHAT: Final[dict[FindingKind, Callable[[Finding], str]]] = {
@@ -203,6 +215,9 @@ def _lines_facts(finding: Finding) -> Iterator[tuple[str, str]]:
         yield from _site_lines("checked out", acquired)
     if created is None and acquired is None:
         yield "checked out", "by code that has no line of the user's on its stack"
+    beside = _beside(finding)
+    if beside is not None:
+        yield "already held", str(beside)
 
 
 def _statement_facts(finding: Finding) -> Iterator[tuple[str, str]]:
@@ -266,6 +281,8 @@ def _state(finding: Finding) -> str:
         parts.append(f"backend pid {evidence.backend_pid}")
     if evidence.holder is not None:
         parts.append(_hands(finding.kind, evidence.holder))
+    if evidence.waited is not None:
+        parts.append(f"waited {seconds(evidence.waited)} for somebody to give it back")
     return ", ".join(parts)
 
 
@@ -276,13 +293,14 @@ def _hands(kind: FindingKind, holder: str) -> str:
 
 
 def _usage(usage: PoolUsage, finding: Finding) -> str:
-    if usage.out is None:
-        count = "has no limit and does not count"
-    else:
-        count = f"{usage.out} of {usage.capacity or 'unlimited'} out"
     hold = finding.hold
     site = hold and (hold.created_at or hold.acquired_at)
-    return f"{count}, {usage.same_line} of them from {site}" if site and usage.same_line else count
+    same_line = f"{usage.same_line} {{}} from {site}" if site and usage.same_line else ""
+    if usage.out is None:
+        count, which = "its class does not count connections", "known to be out"
+    else:
+        count, which = f"{usage.out} of {usage.capacity or 'unlimited'} out", "of them"
+    return f"{count}, {same_line.format(which)}" if same_line else count
 
 
 def _seen(finding: Finding) -> str:

@@ -83,6 +83,7 @@ class Scope:
         "owner",
         "parent",
         "responded_at",
+        "sessions_collected",
         "status",
         "trace_id",
         "type",
@@ -105,15 +106,22 @@ class Scope:
         """The code of the function that the route names."""
         self.log = log
         self.parent = nearest_open(current_scope.get())
-        if self.parent is not None:  # so that a job that starts its successor makes no chain
+        # Ended scopes are cut out of the chain: else a job that starts its successor would keep
+        # all its predecessors.
+        if self.parent is not None:
             self.parent.parent = nearest_open(self.parent.parent)
         self.owner = current_owner()
         self.opened_at = monotonic()
+        """When it began; this and the next two in seconds of `time.monotonic()`."""
         self.closed_at: float | None = None
+        """When it ended; `None` while it is open."""
         self.responded_at: float | None = None
+        """When the last byte of the response was handed to the server."""
         # Holds in the order of their acquisition. A dict, because taking one out of it is
         # atomic: whoever gets it deals with it.
         self.open_holds: dict[Hold, None] = {}
+        self.sessions_collected = 0
+        """How many of its sessions the garbage collector took, because nobody closed them."""
         self.notable: list[ConnectionHold] = []
         """Returned connections about which there is something to say when the scope ends."""
 

@@ -56,7 +56,7 @@ class Settings:
     observers: tuple[Observer, ...] | None
     """Who is told, in this order; `None`: the default observers of the mode."""
     held_after: float | None
-    """Seconds that a connection may be out and idle before it is `held`; `None`: never judged."""
+    """Seconds that a connection may be out and idle; `None`: any. Reserved: not judged yet."""
     late_after: float
     """Seconds after the last byte of the response from which a return is `returned_late`;
     also how long a verdict waits for other work of its scope."""
@@ -124,7 +124,7 @@ def default_mode(*, debug: bool = False) -> Mode:
 def _known_mode(setting: str, value: object) -> Mode:
     mode = _MODES.get(value) if isinstance(value, str) else None
     if mode is None:
-        allowed = "it is one of " + ", ".join(map(repr, _MODES))
+        allowed = "must be one of " + ", ".join(map(repr, _MODES))
         raise SettingsError(setting, value, allowed)
     return mode
 
@@ -132,9 +132,9 @@ def _known_mode(setting: str, value: object) -> Mode:
 def check_seconds(name: str, value: object) -> float:
     """Give a number of seconds as a float; raise `SettingsError` where it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SettingsError(name, value, "it is a number of seconds")
+        raise SettingsError(name, value, "must be a number of seconds")
     if not 0 <= value <= sys.float_info.max:  # neither NaN nor infinite nor a giant integer
-        raise SettingsError(name, value, "it is a finite number of seconds, 0 or more")
+        raise SettingsError(name, value, "must be a finite number of seconds, 0 or more")
     return float(value)
 
 
@@ -145,14 +145,14 @@ def _seconds_or_none(name: str, value: object) -> float | None:
 def check_count(name: str, value: object) -> int:
     """Give a whole number from 1 on; raise `SettingsError` where it is none."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingsError(name, value, "it is a whole number, 1 or more")
+        raise SettingsError(name, value, "must be a whole number, 1 or more")
     return value
 
 
 def check_flag(name: str, value: object) -> bool:
     """Give True or False; raise `SettingsError` for anything else."""
     if not isinstance(value, bool):
-        raise SettingsError(name, value, "it is True or False")
+        raise SettingsError(name, value, "must be True or False")
     return value
 
 
@@ -164,28 +164,33 @@ def _items(name: str, value: object, allowed: str) -> tuple[object, ...]:
 
 def _engines(name: str, value: object) -> tuple[object, ...] | None:
     # Which objects are engines is for the source to say: the core knows no SQLAlchemy.
-    return (
-        None if value is None else _items(name, value, "it is a list of engines, or None for all")
-    )
+    if value is None:
+        return None
+    allowed = "must be a list of at least one engine, or None for all"
+    engines = _items(name, value, allowed)
+    if not engines:  # would watch nothing
+        raise SettingsError(name, value, allowed)
+    return engines
 
 
 def _observers(name: str, value: object) -> tuple[Observer, ...] | None:
     if value is None:
         return None
-    allowed = "it is a list of Observer instances, or None for the default ones"
+    allowed = "must be a list of Observer instances, or None for the default ones"
     observers = _items(name, value, allowed)
-    for observer in observers:
+    for number, observer in enumerate(observers):
         if not isinstance(observer, Observer):
-            raise SettingsError(name, observer, allowed)
+            raise SettingsError(f"{name}[{number}]", observer, "must be an Observer instance")
     return cast("tuple[Observer, ...]", observers)
 
 
 def _predicates(name: str, value: object) -> tuple[Callable[[Finding], bool], ...]:
-    allowed = "it is a list of functions that take a finding and say whether to drop it"
+    allowed = "must be a list of functions that take a finding and say whether to drop it"
     predicates = _items(name, value, allowed)
-    for predicate in predicates:
+    for number, predicate in enumerate(predicates):
         if not callable(predicate):
-            raise SettingsError(name, predicate, allowed)
+            allowed = "must be a function that takes a finding and says whether to drop it"
+            raise SettingsError(f"{name}[{number}]", predicate, allowed)
     return cast("tuple[Callable[[Finding], bool], ...]", predicates)
 
 

@@ -33,7 +33,7 @@ class Standing:
     holder_running: bool = False
     """The task or thread that acquired it still runs, and is not the one that opened the scope."""
     others_running: bool = False
-    """Other work that the scope started still runs."""
+    """Other work that the scope started still runs, or code around it that made the session."""
     waited: bool = False
     """That other work has had `late_after` seconds since the scope and the holder ended."""
     late: bool = False

@@ -59,6 +59,8 @@ class Watch:
         """Count one more guard that may need the thread."""
         with self._starting:
             self._users += 1
+        if not self._inbox.empty():  # the guard of an application that is gone waits for its end
+            self.start()
 
     def leave(self) -> None:
         """End the thread with the last guard. What is posted is done, what is for later is not."""
@@ -97,6 +99,7 @@ class Watch:
                 return
             when, job = item
             heapq.heappush(jobs, (when, next(order), job))
+            del item, job  # while it sleeps it keeps nothing that it has done
 
     def _do(self, job: Job) -> None:
         try:

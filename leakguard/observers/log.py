@@ -34,8 +34,8 @@ class _Line:
 class Log(Observer):
     """Logs findings to the standard library's logger `leakguard`, without a handler of its own.
 
-    Records carry every fact as an extra field prefixed `leakguard_`. Errors are logged at
-    ERROR, warnings at WARNING, notices and resolutions at INFO.
+    Records carry the facts as extra fields prefixed `leakguard_`. Errors are logged at ERROR,
+    warnings and the resolution of errors at WARNING, notices and their resolution at INFO.
     """
 
     LIMIT: Final = 1000
@@ -54,7 +54,9 @@ class Log(Observer):
         self._notices = check_flag("notices", notices)
         self._repeat_after = check_seconds("repeat_after", repeat_after)
         if logger is not None and not isinstance(logger, logging.Logger):
-            raise SettingsError("logger", logger, "it is a logging.Logger, or None for leakguard's")
+            raise SettingsError(
+                "logger", logger, "must be a logging.Logger, or None for leakguard's"
+            )
         self._logger = logging.getLogger("leakguard") if logger is None else logger
         self._lines: OrderedDict[str, _Line] = OrderedDict()
 
@@ -70,10 +72,15 @@ class Log(Observer):
 
     def resolved(self, finding: Finding) -> None:
         """Log how long the connection was out; the notices' only where notices are logged."""
-        if finding.severity is Severity.NOTICE and not self._notices:
+        notice = finding.severity is Severity.NOTICE
+        if notice and not self._notices:
             return
-        if self._due(f"resolved {finding.fingerprint}", monotonic()) is not None:
-            self._logger.info("%s", resolution(finding), extra=fields_of(finding))
+        times = self._due(f"resolved {finding.fingerprint}", monotonic())
+        if times is not None:
+            # A level that is shown wherever the error was shown.
+            level = logging.INFO if notice else logging.WARNING
+            text = resolution(finding, max(0, times - 1))
+            self._logger.log(level, "%s", text, extra=fields_of(finding))
 
     def _due(self, key: str, now: float) -> int | None:
         """Say how many occurrences the line to log now stands for.

@@ -8,6 +8,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
 from leakguard.core.callsite import mark_boundary
+from leakguard.core.faults import FAULTS
 from leakguard.core.guard import note_exception
 from leakguard.core.scope import Scope
 from leakguard.sources.routes import UNMATCHED, AsgiScope, RouteLookup, known_template
@@ -62,7 +63,8 @@ class RequestScope(Scope):
         self._app: AsgiApp | None = app
         self._lookup: RouteLookup | None = None
         self._route = UNMATCHED
-        self._method: str | None = asgi.get("method")
+        method = asgi.get("method")
+        self._method: str | None = method if method is None or method in _METHODS else _OTHER_METHOD
         kind = asgi["type"]
         super().__init__(guard, self._method or _PREFIXES[kind], kind, guard.new_log())
         self.log.add("request received")
@@ -80,7 +82,7 @@ class RequestScope(Scope):
             return known_template(asgi) or RouteLookup(asgi, self._app).template()
         if lookup is not None:
             self._route = lookup.template()
-            self._lookup = None  # last, for the sake of other threads
+            self._lookup = None  # last: another thread finds one or the other
         return self._route
 
     @property
@@ -96,6 +98,15 @@ class RequestScope(Scope):
 
     def let_go(self, asgi: AsgiScope) -> None:
         """Keep what the name depends on, and not the request: contexts may outlive it."""
+        try:
+            self._keep_route(asgi)
+        except Exception as error:  # noqa: BLE001  (routes are objects of the user's)
+            FAULTS.report("leakguard's look at the route", error, "Its name is not known.")
+        # Last: a thread in `route` finds the request or what was kept of it.
+        self._asgi = None
+        self._app = None
+
+    def _keep_route(self, asgi: AsgiScope) -> None:
         code = getattr(asgi.get("endpoint"), "__code__", None)
         self.endpoint = code if isinstance(code, CodeType) else None
         known = known_template(asgi)
@@ -103,7 +114,6 @@ class RequestScope(Scope):
             self._lookup = RouteLookup(asgi, self._app)
         else:
             self._route = known
-        self._app = self._asgi = None  # last, for the sake of other threads
 
     def watching(self, receive: Receive) -> Receive:
         """Notice a client that goes away before the response is complete."""
@@ -135,6 +145,11 @@ class RequestScope(Scope):
 
 
 _PREFIXES: Final = {"http": "HTTP", "websocket": "WEBSOCKET"}
+_METHODS: Final = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+)
+_OTHER_METHOD: Final = "_OTHER"
+"""What a client made up, as OpenTelemetry calls it: names must not depend on what clients send."""
 _SERVER_ERROR: Final = 500
 """What the server, or the error handler outside, answers when no response was begun."""
 _START_MESSAGES: Final = frozenset({"http.response.start", "websocket.http.response.start"})

@@ -43,6 +43,8 @@ class FakeConnection(ConnectionHold):
         self.fake_usage: PoolUsage | None = None
         self.is_lost_when_collected = False
         if scope is not None:
+            if scope.closed_at is not None:  # it was taken while the scope was open
+                self.acquired_monotonic = min(self.acquired_monotonic, scope.closed_at)
             self.holder = current_holder(scope)
 
     @property

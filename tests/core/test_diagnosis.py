@@ -364,7 +364,7 @@ def test_a_notice_is_explained_by_its_kind(kind: FindingKind) -> None:
     "kind, cause",
     [
         (FindingKind.OUTLIVES_SCOPE, "a task or thread was started by the scope"),
-        (FindingKind.RETURNED_LATE, "a background task, the body of a stream or a slow client"),
+        (FindingKind.RETURNED_LATE, "something that runs after the response"),
         (FindingKind.NESTED_CHECKOUT, "one unit of work needs two connections at once"),
         (FindingKind.SYNC_IN_ASYNC, "a synchronous checkout in async code stops every request"),
         (FindingKind.UNCLOSED_SESSION, "nobody called close(); it holds no connection now"),

@@ -24,6 +24,17 @@ def test_a_fault_is_logged_once_for_every_place(caplog: pytest.LogCaptureFixture
     assert caplog.records[0].exc_info[1] is error
 
 
+def test_another_fault_in_the_same_place_is_news(caplog: pytest.LogCaptureFixture) -> None:
+    """The first one does not hide the next, up to a bound."""
+    faults = Faults()
+    for error in (KeyError(), ValueError(), KeyError()):
+        faults.report("our judge", error, "")
+    assert len(caplog.records) == 2
+    for number in range(200):
+        faults.report("our judge", type(f"Error{number}", (Exception,), {})(), "")
+    assert len(caplog.records) == 100
+
+
 def test_what_happens_once_anyway_is_logged_every_time(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is held back that was not said before about the same thing."""
     faults = Faults()

@@ -237,6 +237,25 @@ def test_a_finding_that_cannot_be_made_takes_no_other_with_it(
     guard.uninstall()
 
 
+def test_a_guard_that_was_never_installed_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """A scope of it finds nothing, which somebody should know; once."""
+    guard = make_guard()
+    for _ in range(2):
+        with guard.scope("job"):
+            pass
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "was never installed" in caplog.text
+    caplog.clear()
+    off = make_guard(mode="off")
+    with off.install().scope("job"):
+        pass
+    after = installed()
+    after.uninstall()
+    with after.scope("job"):
+        pass
+    assert caplog.records == []
+
+
 def test_what_is_allowed_is_exempt(recorder: Recorder) -> None:
     """Only what is acquired inside the block."""
     guard = installed(recorder)

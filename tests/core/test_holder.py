@@ -7,6 +7,7 @@ import contextvars
 import gc
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
@@ -15,7 +16,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
-from leakguard import Scope
+from leakguard import Hold, Scope
 from leakguard.core.holder import (
     Holder,
     context_among_referents,
@@ -27,7 +28,7 @@ from leakguard.core.holder import (
     running_tasks,
 )
 from leakguard.core.watch import WATCH
-from tests.core.fakes import installed
+from tests.core.fakes import installed, make_guard, take
 from tests.support import PATIENCE
 
 
@@ -54,7 +55,7 @@ def test_the_one_who_opened_the_scope_is_nobody_else(scope: Scope) -> None:
 
 def test_a_task_is_a_holder_while_it_runs(scope: Scope) -> None:
     """A child task runs until it is done, and says so."""
-    ended: list[str] = []
+    ended: list[Hold] = []
 
     async def main() -> None:
         go_on = asyncio.Event()
@@ -70,20 +71,27 @@ def test_a_task_is_a_holder_while_it_runs(scope: Scope) -> None:
         await took.wait()
         (holder,) = holders
         assert holder is not None
-        assert str(holder) == "task 'worker'"
+        assert str(holder).startswith("task 'worker' (test_a_task_is_a_holder_while_it_runs.")
         assert holder.running()
-        holder.on_end(lambda: ended.append("worker"))
+        hold, dropped = take(make_guard()), take(make_guard())
+        for one in (hold, hold, dropped):
+            holder.on_end(one, ended.append)
+        gone = weakref.ref(dropped)
+        del dropped, one
+        gc.collect()
+        assert gone() is None
         go_on.set()
         await task
         await asyncio.sleep(0)
         assert not holder.running()
         del task
         gc.collect()
-        holder.on_end(lambda: ended.append("never"))
+        assert ended == [hold]
+        holder.on_end(take(make_guard()), ended.append)
         assert not holder.running()
+        assert ended == [hold]
 
     asyncio.run(main())
-    assert ended == ["worker"]
 
 
 def test_a_scope_s_own_task_is_nobody_else() -> None:
@@ -142,14 +150,16 @@ def test_a_thread_is_a_holder_while_its_work_runs(scope: Scope, runner: str) -> 
         assert worker.holder is not None
         assert str(worker.holder).startswith("thread ")
         assert worker.holder.running()
-        worker.holder.on_end(ended.set)
+        hold = take(make_guard())
+        for _ in range(2):
+            worker.holder.on_end(hold, lambda _: ended.set())
         worker.go_on.set()
         join()
         del join
     gc.collect()
     assert ended.wait(PATIENCE)
     assert not worker.holder.running()
-    worker.holder.on_end(ended.clear)
+    worker.holder.on_end(hold, lambda _: ended.clear())
     assert ended.is_set()
 
 
@@ -326,7 +336,7 @@ def test_a_stack_that_cannot_be_followed_to_its_end_might_hold_the_frame() -> No
 def test_the_task_of_another_thread_s_loop_is_not_touched(scope: Scope) -> None:
     """Asyncio's tasks belong to their thread: their end is found by looking."""
     holders: list[Holder | None] = []
-    ended: list[str] = []
+    ended: list[Hold] = []
     took, go_on = threading.Event(), threading.Event()
 
     async def work() -> None:
@@ -339,7 +349,8 @@ def test_the_task_of_another_thread_s_loop_is_not_touched(scope: Scope) -> None:
     (holder,) = holders
     assert holder is not None
     assert holder.running()
-    holder.on_end(lambda: ended.append("in the loop"))
+    hold = take(make_guard())
+    holder.on_end(hold, ended.append)
     go_on.set()
     thread.join()
     assert not holder.running()

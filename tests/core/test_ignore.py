@@ -8,16 +8,34 @@ import pytest
 
 from leakguard import Finding, FindingKind, LeakGuard, SettingsError, ignore_function, ignore_route
 from leakguard.sources.asgi import RequestScopes
-from tests.core.fakes import here, installed, make_finding, take
+from tests.core.fakes import (
+    FakeConnection,
+    construct,
+    here,
+    installed,
+    make_finding,
+    make_guard,
+    site_at,
+    take,
+)
 from tests.support import Recorder
 
 
-def test_a_function_is_ignored_wherever_it_is_on_the_stack() -> None:
-    """By its qualified name, as the constructing or the acquiring function."""
+def test_a_function_is_ignored_that_did_it_itself() -> None:
+    """By its qualified name; its callers are not kept in production, so they never count."""
     finding = make_finding()
     assert ignore_function("make_finding")(finding)
-    assert ignore_function("test_a_function_is_ignored_wherever_it_is_on_the_stack")(finding)
+    assert not ignore_function("test_a_function_is_ignored_that_did_it_itself")(finding)
     assert not ignore_function("another_function")(finding)
+
+
+def test_the_function_that_constructed_the_session_is_ignored() -> None:
+    """Also where another one checked the connection out."""
+    finding = make_finding()
+    assert isinstance(finding.hold, FakeConnection)
+    finding.hold.session = construct(make_guard(), None, site_at("app/db.py", 12, "get_db"))
+    assert ignore_function("get_db")(finding)
+    assert ignore_function("make_finding")(finding)
 
 
 def test_a_finding_without_a_hold_is_no_function_s() -> None:
@@ -92,7 +110,7 @@ def test_a_predicate_that_raises_ignores_nothing(caplog: pytest.LogCaptureFixtur
         take(guard, scope)
     assert len(recorder.findings) == 2
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
-        "the ignore predicate Predicate raised KeyError"
+        "leakguard's ignore predicate Predicate raised KeyError"
     ]
     guard.uninstall()
 

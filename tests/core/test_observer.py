@@ -59,8 +59,8 @@ def test_an_observer_that_raises_is_logged_once_and_disabled(
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
         (
-            "the observer Broken raised KeyError; the application is not affected. "
-            "It will not be called again."
+            "leakguard's observer Broken raised KeyError; the application is not affected. "
+            "The observer is not called again."
         )
     ]
     assert guard.observers.find(Broken) is None

@@ -56,7 +56,7 @@ def test_the_evidence_is_gathered() -> None:
     session = construct(guard, None, here())
     hold = take(guard, scope, here())
     hold.session = session
-    hold.outlived = True
+    hold.outlived_by = "task 'worker'"
     hold.taken_again = hold.taken_after_close = True
     case = case_of(hold, FindingKind.LEAKED)
     assert case.constructor is case.acquirer is case.endpoint is here().code
@@ -66,7 +66,7 @@ def test_the_evidence_is_gathered() -> None:
     assert case.taken_again
     assert case.taken_after_close
     assert case.after_response
-    assert case.holder is not None
+    assert case.holder == "task 'worker'"
 
 
 def test_without_evidence_there_is_none() -> None:

@@ -97,7 +97,7 @@ def test_a_report_with_little_to_say() -> None:
         "  state             no transaction, held 70.0 s\n"
         "  also              taken while the scope held another connection of the pool; "
         "a synchronous checkout on a thread that runs an event loop\n"
-        "  pool              has no limit and does not count\n"
+        "  pool              its class does not count connections\n"
         "  fix               close it\n"
         "  seen              for the first time [c0ffee]\n"
         "  resolved          given back 2.0 s later"

@@ -42,5 +42,5 @@ def test_the_oldest_are_forgotten() -> None:
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "many", True])
 def test_a_bad_limit_is_refused(limit: object) -> None:
     """The error names it."""
-    with pytest.raises(SettingsError, match=r"limit=.* is not allowed: it is a whole number"):
+    with pytest.raises(SettingsError, match=r"limit=.* is not allowed: must be a whole number"):
         History(limit=limit)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake

@@ -91,7 +91,7 @@ def test_a_resolution_is_logged_as_often_as_a_finding(caplog: pytest.LogCaptureF
     log.resolved(finding)
     assert len(logged(caplog)) == 1
     assert logged(caplog)[0].startswith("resolved: given back 3.2 s later, after 3.4 s out from ")
-    assert caplog.records[0].levelno == logging.INFO
+    assert caplog.records[0].levelno == logging.WARNING  # as visible as the error was
 
 
 def test_records_carry_flat_fields(caplog: pytest.LogCaptureFixture) -> None:
@@ -142,9 +142,9 @@ def test_what_was_logged_is_remembered_up_to_a_bound(
 @pytest.mark.parametrize(
     "options, allowed",
     [
-        ({"repeat_after": -1}, "repeat_after=-1 is not allowed: it is a finite number"),
-        ({"notices": "no"}, "notices='no' is not allowed: it is True or False"),
-        ({"logger": "own"}, "logger='own' is not allowed: it is a logging.Logger"),
+        ({"repeat_after": -1}, "repeat_after=-1 is not allowed: must be a finite number"),
+        ({"notices": "no"}, "notices='no' is not allowed: must be True or False"),
+        ({"logger": "own"}, "logger='own' is not allowed: must be a logging.Logger"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, object], allowed: str) -> None:

@@ -20,6 +20,7 @@ from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware, Scope, Settin
 from leakguard.core.scope import current_scope
 from leakguard.core.watch import WATCH
 from leakguard.sources.asgi import RequestScopes
+from leakguard.sources.sqlalchemy import SQLALCHEMY
 from tests.support import PATIENCE, Recorder
 
 QUERY = text("SELECT 1")
@@ -329,7 +330,7 @@ def test_the_guard_of_an_application_that_is_gone_is_uninstalled(
 
 def test_a_guard_that_was_given_needs_no_options() -> None:
     """A guard and options beside it contradict each other."""
-    with pytest.raises(SettingsError, match="mode='testing' is not allowed: the guard that"):
+    with pytest.raises(SettingsError, match="mode='testing' is not allowed: set it on the guard"):
         LeakGuardMiddleware(answer, guard=LeakGuard(mode="off"), mode="testing")
     with pytest.raises(SettingsError, match="guard='production' is not allowed"):
         LeakGuardMiddleware(answer, guard="production")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
@@ -362,3 +363,66 @@ def test_the_request_is_not_kept(guard: LeakGuard, recorder: Recorder) -> None:
             seen.add(id(one))
             pending.extend(gc.get_referents(one))
         assert one is not secret
+
+
+def test_routes_that_raise_are_not_felt(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The request is answered and judged all the same; only its name is not known."""
+    kept: list[Session] = []
+
+    class Odd:
+        """An application whose routes cannot be read."""
+
+        @property
+        def routes(self) -> Any:
+            raise KeyError("no routes")
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            kept.append(Session(engine))
+            kept[0].execute(QUERY)
+            await respond(send, {"body": b""})
+
+    client = Client(middleware(Odd(), guard))
+    client.run()
+    assert client.sent[0]["status"] == 200
+    assert recorder.kinds == [FindingKind.LEAKED]
+    assert only_scope(recorder).name == "GET unmatched"
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+    kept[0].close()
+
+
+def test_a_method_that_a_client_made_up_is_no_name(guard: LeakGuard, recorder: Recorder) -> None:
+    """What clients send does not become a name, of which there would be no end."""
+    Client(middleware(answer, guard), method="EVIL-1").run()
+    assert only_scope(recorder).method == "_OTHER"
+    assert only_scope(recorder).name == "_OTHER unmatched"
+
+
+def test_the_guard_of_an_application_that_took_nothing_goes_with_the_next(
+    recorder: Recorder,
+) -> None:
+    """The thread that would uninstall it starts with the first hold, or with the next guard."""
+
+    def one() -> None:
+        LeakGuardMiddleware(answer, observers=[])
+
+    one()
+    gc.collect()
+    with LeakGuard(mode="testing", observers=[recorder]) as guard:
+        done = threading.Event()
+        WATCH.post(done.set)
+        assert done.wait(PATIENCE)
+        assert SQLALCHEMY.guards == (guard,)
+
+
+def test_notices_of_a_long_scope_are_told_as_they_come(recorder: Recorder, engine: Engine) -> None:
+    """A WebSocket that is open for days does not remember all that it has to say at its end."""
+    with LeakGuard(mode="testing", observers=[recorder]) as guard:
+        with guard.scope("ws", type="websocket") as scope:
+            for _ in range(250):
+                with engine.connect(), engine.connect():
+                    pass
+            assert len(recorder.findings) >= 200
+            assert len(scope.notable) < 100
+        assert recorder.kinds == [FindingKind.NESTED_CHECKOUT] * 250

@@ -377,8 +377,9 @@ def test_a_fault_of_ours_does_not_reach_the_caller(
         for _ in range(2):
             with engine.connect() as connection:
                 assert connection.execute(text("SELECT 1")).scalar() == 1
+                connection.detach()
     faults = [record for record in caplog.records if record.name == "leakguard"]
-    assert len(faults) <= 1
+    assert len(faults) == 1
     assert all("not affected" in record.getMessage() for record in faults)
     static.dispose()
 
@@ -409,7 +410,7 @@ def test_another_driver_s_connection_has_no_pid(
     hold = recorder.findings[0].hold
     assert hold is not None
     assert hold.backend_pid is None
-    assert hold.in_transaction is False
+    assert hold.in_transaction is None
     connection.close()
     del connection
     gc.collect()

@@ -176,3 +176,36 @@ def test_an_async_connection_that_is_collected_is_said_to_be_thrown_away(
     resolution = recorder.findings[0].resolution
     assert resolution is not None
     assert resolution.startswith("thrown away by the garbage collector")
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_everything_that_one_collection_takes_is_found(engine: Engine) -> None:
+    """All weak references are dead before the first callback runs: who looks then sees no close."""
+    recorder = Recorder()
+
+    @event.listens_for(engine, "reset")
+    def look(*_: object) -> None:
+        guard.open_holds()
+
+    with LeakGuard(mode="testing", observers=[recorder]) as guard:
+        for _ in range(5):
+            Session(engine).execute(QUERY)
+        gc.collect()
+        recorder.wait_for(lambda: len(recorder.holds_released) == 10)
+        assert recorder.kinds == [FindingKind.RECLAIMED] * 5
+
+
+def test_sessions_that_nobody_closes_do_not_pile_up_in_a_long_scope(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Of those that the collector took, a scope keeps some for its end, and not all."""
+    with guard.scope("ws", type="websocket") as scope:
+        for _ in range(150):
+            with Session(engine).no_autoflush as session:
+                session.execute(QUERY)
+                session.commit()
+            del session
+        gc.collect()
+        recorder.wait_for(lambda: len(guard.open_holds()) == 0)
+        recorder.wait_for(lambda: len(scope.open_holds) == 100)
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * 100

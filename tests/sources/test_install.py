@@ -27,8 +27,9 @@ CLASSES: tuple[type[Any], ...] = (
     Dialect,
 )
 EVENTS: list[tuple[Any, str]] = [
-    *((Pool, name) for name in ("checkout", "checkin", "detach", "close_detached", "reset")),
+    *((Pool, name) for name in ("checkout", "checkin", "detach", "reset")),
     (StaticPool, "reset"),
+    (StaticPool, "invalidate"),
     (Session, "after_begin"),
     *((Dialect, name) for name in ("do_execute", "do_executemany", "do_execute_no_params")),
 ]

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.pool import QueuePool
 from sqlmodel import Session as SQLModelSession
 
 from leakguard import Finding, FindingKind, LeakGuard, allow
@@ -432,6 +433,68 @@ def test_a_fault_of_ours_does_not_reach_the_user_of_a_session(
         assert before.execute(QUERY).scalar() == 1
         with Session(engine) as session:
             assert session.execute(QUERY).scalar() == 1
+
+
+@pytest.mark.parametrize("end", ["close", "reset", "invalidate"])
+def test_a_fault_of_ours_keeps_no_session_open(
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    end: str,
+) -> None:
+    """The session is closed, its own exception passes, and the fault is logged once."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    def fail_closing(**_: object) -> None:
+        raise KeyError("of the application")
+
+    with LeakGuard(mode="testing", observers=[]) as guard:
+        monkeypatch.setattr(guard, "released", fail)
+        for _ in range(2):
+            session = Session(engine)
+            session.execute(QUERY)
+            getattr(session, end)()
+        assert cast("QueuePool", engine.pool).checkedout() == 0
+        session = Session(engine)
+        monkeypatch.setattr(session, "_close_impl", fail_closing)
+        with pytest.raises(KeyError, match="of the application"):
+            getattr(session, end)()
+    assert len([one for one in caplog.records if "not affected" in one.getMessage()]) == 1
+
+
+def closed_by_a_generator(engine: Engine) -> Iterator[Session]:
+    session = Session(engine)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def test_a_fault_as_a_generator_closes_keeps_no_session_open(
+    guard: LeakGuard, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose generator it was is evidence, and not worth an exception."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    with guard.scope("job"):
+        generator = closed_by_a_generator(engine)
+        next(generator)
+        monkeypatch.setattr("leakguard.sources.sqlalchemy.sessions.capture", fail)
+        del generator
+    assert guard.open_holds() == ()
+
+
+def test_a_bind_that_is_no_engine_is_the_application_s_affair(
+    guard: LeakGuard, caplog: pytest.LogCaptureFixture
+) -> None:
+    """We say nothing about it."""
+    with guard.scope("job"):
+        Session(cast("Any", object())).close()
+    assert caplog.records == []
 
 
 def use(session: Session, *, close: bool) -> None:

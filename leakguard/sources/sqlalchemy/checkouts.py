@@ -52,7 +52,9 @@ class Checkout(ConnectionHold):
     @property
     def open(self) -> bool:
         proxy = self.ref()
-        return proxy is not None and proxy.is_valid
+        if proxy is None:  # collected, and the finalizer that says so is yet to run
+            return self.released_monotonic is None
+        return proxy.is_valid
 
     @property
     def in_transaction(self) -> bool | None:
@@ -69,7 +71,7 @@ class Checkout(ConnectionHold):
     @property
     def usage(self) -> PoolUsage | None:
         pool = self.facts.ref()
-        if pool is None:
+        if pool is None or self.detached:
             return None
         site = self.created_at or self.acquired_at
         of_pool = [
@@ -237,7 +239,10 @@ class Checkouts:
     def place(self, hold: Checkout, scope: Scope) -> None:
         """Note who acquired `hold` in `scope`, and what the scope had by then."""
         hold.holder = current_holder(scope)
-        hold.nested = any(_is_beside(other, hold) for other in scope.open_holds.copy())
+        others = (other for other in scope.open_holds.copy() if _is_beside(other, hold))
+        other = next(others, None)
+        hold.nested = other is not None
+        hold.beside = None if other is None else other.site
 
     def _facts_of(self, pool: Pool, frame: FrameType | None) -> PoolFacts:
         facts = self._pools.get(id(pool))

@@ -7,12 +7,15 @@ from typing import Any, Final
 
 
 def driver_in_transaction(connection: Any) -> bool | None:  # noqa: ANN401  (any driver's)
-    """Say whether a transaction is open, where the driver knows."""
+    """Say that a transaction is open; `None` where the driver does not know of one.
+
+    SQLite's begins one only before it writes, when SQLAlchemy's has begun long ago.
+    """
     try:
         state: object = connection.in_transaction  # sqlite3, aiosqlite
     except Exception:  # noqa: BLE001  (any driver's own)
         return None
-    return state if isinstance(state, bool) else None
+    return True if state is True else None
 
 
 def backend_pid(connection: Any) -> int | None:  # noqa: ANN401  (any driver's)

@@ -14,7 +14,7 @@ from sqlalchemy.pool import Pool, StaticPool
 
 from leakguard.exceptions import SettingsError
 
-ENGINES_ALLOWED: Final = "it is an Engine or an AsyncEngine"
+ENGINES_ALLOWED: Final = "must be an Engine or an AsyncEngine"
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -36,7 +36,7 @@ class PoolFacts:
 
 
 def pool_facts(pool: Pool, frame: FrameType | None) -> PoolFacts:
-    """Find out what is known of `pool`; `frame` is one of its checkout's."""
+    """Find out what is known of `pool`; `frame` is one of the first checkout."""
     dialect = pool._dialect  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
     engine = _engine_of(pool, frame)
     return PoolFacts(
@@ -62,9 +62,9 @@ def pool_fill(pool: Pool) -> tuple[int | None, int | None]:
 
 def check_engines(engines: tuple[object, ...] | None) -> None:
     """Raise `SettingsError` for anything that is neither an `Engine` nor an `AsyncEngine`."""
-    for engine in engines or ():
+    for number, engine in enumerate(engines or ()):
         if sync_engine(engine) is None:
-            raise SettingsError("engines", engine, f"{ENGINES_ALLOWED}, in a list; None: all")
+            raise SettingsError(f"engines[{number}]", engine, ENGINES_ALLOWED)
 
 
 def belongs_to(pool: Pool, engines: tuple[object, ...]) -> bool:

@@ -90,8 +90,7 @@ class Sessions:
             try:
                 return original(session, *args, **kwargs)
             finally:
-                hold.returns = 0
-                hold.guard.released(hold)
+                self._closed(hold)
 
         return close
 
@@ -101,9 +100,8 @@ class Sessions:
                 original(session, *args, **kwargs)
             finally:
                 hold = self._alive.get(id(session))
-                if hold is not None:
-                    hold.returns = 0
-                    hold.guard.released(hold)
+                if hold is not None:  # not closed: that it is used again is what it is for
+                    self._closed(hold)
 
         return reset
 
@@ -111,7 +109,7 @@ class Sessions:
         if id(session) in self._alive:
             return  # by a class that calls the `__init__` of two bases
         bind = session.bind
-        pool = None if bind is None else bind.engine.pool
+        pool = getattr(getattr(bind, "engine", None), "pool", None)  # whatever the user binds
         guard, scope = self._guards.watching(current_scope.get(), pool)
         known = guard is not None
         if bind is None and not known:
@@ -130,7 +128,7 @@ class Sessions:
         self._alive[hold.ref.number] = hold
         if known:
             guard.acquired(hold)
-        else:  # it only tells a watched connection where it comes from
+        else:  # nobody watches it; it only tells a watched connection where it comes from
             hold.released_monotonic = hold.acquired_monotonic
 
     def _constructing_frame(self, frame: FrameType | None) -> FrameType | None:
@@ -150,8 +148,18 @@ class Sessions:
         # Closed before its first use by a generator that nobody keeps, as in next(get_db()).
         # A framework that is done with it resumes it, or throws in another exception.
         if hold.checkouts_ever == 0 and isinstance(sys.exception(), GeneratorExit):
-            site = capture(sys._getframe(), 1, parent_stacks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            hold.closed_by = None if site is None else site.code
+            try:
+                site = capture(sys._getframe(), 1, parent_stacks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+                hold.closed_by = None if site is None else site.code
+            except Exception as error:  # noqa: BLE001  (the session must be closed)
+                report_fault(error)
+
+    def _closed(self, hold: ConstructedSession) -> None:
+        try:
+            hold.returns = 0
+            hold.guard.released(hold)
+        except Exception as error:  # noqa: BLE001  (the application must not notice)
+            report_fault(error)
 
     # --- events -----------------------------------------------------------------------------------
 
@@ -162,19 +170,16 @@ class Sessions:
         connection: Connection,
     ) -> None:
         """A session uses a connection: link them if it was the session that checked it out."""
-        owner = self._alive.get(id(session))
-        if owner is None:
-            return
         try:
             hold = self._checkouts.of(connection)
-            # A connection that is older than the session, or its bind, was handed to it.
-            if (
-                hold is not None
-                and hold.session is None
-                and hold.acquired_monotonic >= owner.acquired_monotonic
-                and connection is not session.bind
-            ):
+            if hold is None or hold.session is not None or connection is session.bind:
+                return
+            owner = self._alive.get(id(session))
+            if owner is None:
+                hold.by_older_session = True
+            elif hold.acquired_monotonic >= owner.acquired_monotonic:
                 self._link(owner, hold)
+            # Else the connection is older than the session and was handed to it.
         except Exception as error:  # noqa: BLE001  (the application must not notice)
             report_fault(error)
 
