@@ -82,6 +82,8 @@ def prepared() -> Generator[None]:
     with TemporaryDirectory(prefix="leakguard-demo-") as folder:
         os.environ["EXAMPLES_DATABASE"] = str(Path(folder, "demo.db"))
         os.environ["LEAKGUARD_MODE"] = "development"
+        # What is logged between the requests is told in the pages' own words.
+        logging.getLogger("leakguard").addHandler(logging.NullHandler())
         yield
 
 

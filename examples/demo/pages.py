@@ -105,14 +105,17 @@ def _about_order(seen: Sequence[Life]) -> str:
         for one in seen
         if not one.variation.raises
     ]
-    default = f"FastAPI {version('fastapi')} ends get_db() [bold]{orders[0]}[/] the response"
+    default = (
+        f"When the endpoint returns, FastAPI {version('fastapi')} ends get_db() "
+        f"[bold]{orders[0]}[/] the response"
+    )
     if HAS_FUNCTION_SCOPE:
         return f'{default}, and [bold]{orders[1]}[/] it with Depends(get_db, scope="function").'
     return f'{default}. It has no Depends(get_db, scope="function") yet: that came with 0.121.'
 
 
 def _report(screen: Screen, leaking: Life) -> None:
-    screen.heading("What leakguard says, the moment that request is over")
+    screen.heading("What leakguard says, the moment the leaking request is over")
     screen.say(
         "The applications have it by one line: [bold]app.add_middleware(LeakGuardMiddleware)[/]. "
         "In development mode it speaks twice, here as the terminal had it:"
@@ -170,7 +173,8 @@ def _about_collector(without: Shortage) -> tuple[str, str]:
         f"waited {POOL_TIMEOUT} s for a connection, not 30."
     )
     afterwards = (
-        f"Then the collector ran. Connections out: {without.out_when_collected} of {POOL_SIZE}. "
+        "Then the collector ran. Connections out without finally: "
+        f"{without.out_when_collected} of {POOL_SIZE}. "
         f"leakguard: {resolution}. The same request again: {without.afterwards.answer.status}."
     )
     return f"[{QUIET}]{paused}[/]\n", afterwards
@@ -230,6 +234,7 @@ def urls(screen: Screen, port: int) -> None:
     for path, said in _URLS:
         lines.add_row(f"curl http://{HOST}:{port}{path}", said)
     screen.show(lines)
+    screen.say("A leak is told in full the first time, and then counted, once a minute at most.")
     screen.say("The server runs until Ctrl-C.")
 
 

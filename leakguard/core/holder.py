@@ -214,10 +214,10 @@ class _Waiting:
 
     def tell(self, *_: object) -> None:
         """Call them: the work has ended."""
-        for ref, callback in self._callbacks.copy().items():
-            hold = ref()
-            if hold is not None:
-                callback(hold)
+        callbacks = self._callbacks.copy()
+        holds = [(ref(), callback) for ref, callback in callbacks.items()]
+        for hold, callback in [(hold, callback) for hold, callback in holds if hold is not None]:
+            callback(hold)
 
 
 _waiting: Final[weakref.WeakKeyDictionary[object, _Waiting]] = weakref.WeakKeyDictionary()

@@ -1,7 +1,7 @@
 """Verdicts: from what is known of a hold when its scope has ended to a kind of finding.
 
-Pure functions over plain data: no clock, no loop, no database. The rules are numbered as in
-the documentation ("Verdicts").
+Pure functions over plain data: no clock, no loop, no database. docs/how-it-works.md tells
+the rules ("When a verdict falls").
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def judge(standing: Standing) -> Verdict:
 
 
 def _judge_out(standing: Standing) -> Verdict:
-    """Apply rule 1: who may still give it back decides."""
+    """Who may still give it back decides."""
     if standing.holder_running:
         return _named(FindingKind.OUTLIVES_SCOPE, standing, wait=True)
     if standing.others_running and not standing.waited:
@@ -91,7 +91,7 @@ def _judge_session(standing: Standing) -> Verdict:
 
 
 def _named(kind: FindingKind | None, standing: Standing, *, wait: bool = False) -> Verdict:
-    """Apply rule 3: the most severe kind names the finding, the others are facts in it."""
+    """The most severe kind names the finding, the others are facts in it."""
     fitting = [] if kind is None else [kind]
     if standing.late:
         fitting.append(FindingKind.RETURNED_LATE)

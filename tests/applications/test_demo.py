@@ -315,7 +315,8 @@ def test_the_small_pool_stays_full_with_finally(piped: Output) -> None:
 def test_the_collector_gives_back_what_leaked(piped: Output) -> None:
     """When it runs at last, leakguard says so, and the pool serves again."""
     assert re.search(
-        r"Connections out: 0 of 3\. leakguard: given back by the garbage collector \S+ m?s later, "
+        r"Connections out without finally: 0 of 3\. leakguard: "
+        r"given back by the garbage collector \S+ m?s later, "
         r"after \S+ m?s out\. The same request again: 200\.",
         words(piped.lines),
     )

@@ -23,7 +23,7 @@ def never(_: Finding) -> bool:
     return False
 
 
-BAD = [
+BAD: list[tuple[str, object, str]] = [
     ("mode", "prod", "'off', 'production', 'development', 'testing'"),
     ("mode", 7, "'off', 'production', 'development', 'testing'"),
     ("mode", ["testing"], "'off', 'production', 'development', 'testing'"),

@@ -84,7 +84,9 @@ def test_async_engines_can_be_named(
 @pytest.mark.parametrize("value", ["engine", 7, sessionmaker(), AsyncSession()], ids=type)
 def test_what_is_no_engine_is_refused(value: object) -> None:
     """The error names the setting, the value and what is allowed."""
-    with pytest.raises(SettingsError, match=r"engines=.* is not allowed: must be an Engine or an"):
+    with pytest.raises(
+        SettingsError, match=r"engines\[0\]=.* is not allowed: must be an Engine or an"
+    ):
         LeakGuard(engines=[value])
     with pytest.raises(SettingsError, match=r"engine=.* is not allowed"):
         ignore_engine(value)

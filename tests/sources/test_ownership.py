@@ -286,6 +286,36 @@ async def use_async(session: AsyncSession) -> None:
 # --- connections that were handed to a session ----------------------------------------------------
 
 
+def test_a_connection_for_some_models_stays_whose_it_is(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """It is older than the session, which therefore did not check it out."""
+    with guard.scope("job"):
+        connection = engine.connect()
+        with Session(binds={Left: connection}) as session:
+            session.execute(select(Left))
+    assert recorder.kinds == [LEAKED]
+    assert constructed_at(recorder) == [None]
+    connection.close()
+
+
+def test_a_nested_checkout_names_the_line_of_the_other(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """One of the two has to go, and who fixes it needs both lines."""
+    with guard.scope("job"):
+        first = engine.connect()  # first of two
+        second = engine.connect()
+        second.close()
+        first.close()
+    (finding,) = recorder.findings
+    line = line_marked(HERE, "first of two")
+    assert f"  already held      tests/sources/test_ownership.py:{line} in " in str(finding)
+    assert str(finding.to_dict()["already_held"]).startswith(
+        f"tests/sources/test_ownership.py:{line}"
+    )
+
+
 def bound_at_construction(connection: Connection, session: Session) -> Session:
     session.close()
     return Session(bind=connection, join_transaction_mode="create_savepoint")

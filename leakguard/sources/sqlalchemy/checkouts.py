@@ -175,8 +175,15 @@ class Checkouts:
                 if hold.facts.shares:
                     self._all_came_back(hold.record)
 
-    def _on_static_reset(self, *_: object) -> None:
+    def _on_static_reset(
+        self,
+        dbapi_connection: DBAPIConnection,  # noqa: ARG002  (the event's signature)
+        record: ConnectionPoolEntry | None,
+        reset_state: PoolResetState,  # noqa: ARG002  (the event's signature)
+    ) -> None:
         """One of several checkouts of one connection is being closed."""
+        if record is None:  # a detached one: see _on_reset
+            return
         try:
             hold = self._handled_by_caller()
             if hold is not None:
@@ -252,8 +259,7 @@ class Checkouts:
         return facts
 
     def _came_back(self, hold: Checkout) -> None:
-        if self._open.pop(hold.ref.number, None) is None:
-            return  # a StaticPool fires two events for a detached connection
+        self._open.pop(hold.ref.number, None)
         try:
             if hold.session is not None:
                 hold.session.returns += 1
