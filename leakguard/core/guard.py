@@ -58,7 +58,7 @@ class Guard:
         self._register = Register(settings.ignore, FAULTS)
         self._judge = Judge(settings.late_after, self._found, self.released)
         self._open: dict[Hold, None] = {}
-        self._unresolved: dict[Hold, Finding] = {}
+        self._unresolved: dict[Hold, list[Finding]] = {}
 
     def install(self) -> Self:
         """Begin to watch. Does nothing where it is installed, or where the mode is "off"."""
@@ -249,7 +249,8 @@ class Guard:
         observers = self.observers
         observers.tell(observers.found, finding)
         if finding.kind in _RESOLVABLE:
-            self._unresolved[hold] = finding
+            # Work that outlived its scope may have left it, and each of the two is a finding.
+            self._unresolved.setdefault(hold, []).append(finding)
             # It may have come back while it was being judged, in another thread.
             if hold.released_monotonic is not None:
                 self._resolve(hold)
@@ -263,8 +264,7 @@ class Guard:
 
     def _resolve(self, hold: Hold) -> None:
         # Taking it out is atomic: where two come at once, one of them resolves it.
-        finding = self._unresolved.pop(hold, None)
-        if finding is not None:
+        for finding in self._unresolved.pop(hold, ()):
             finding.resolution = describe_return(finding, hold)
             # Told by the watch: a connection may come back at any point of any code.
             WATCH.post(partial(self.observers.tell, self.observers.resolved, finding))

@@ -76,10 +76,9 @@ class _Work:
     a frame alone proves nothing either: the next run may get the same address.)
     """
 
-    __slots__ = ("__weakref__", "frame", "scope", "thread")
+    __slots__ = ("__weakref__", "frame", "thread")
 
-    def __init__(self, scope: int, thread: int, frame: int) -> None:
-        self.scope = scope
+    def __init__(self, thread: int, frame: int) -> None:
         self.thread = thread
         self.frame = frame
 
@@ -140,7 +139,7 @@ def current_holder(scope: Scope) -> Holder | None:
     if task is not None:
         return None if id(task) == owner else TaskHolder(task)
     thread = threading.get_ident()
-    return None if thread == owner else ThreadHolder(_current_work(scope, thread))
+    return None if thread == owner else ThreadHolder(_current_work(thread))
 
 
 def current_owner() -> int:
@@ -240,13 +239,13 @@ def is_on_stack(stack: FrameType | None, number: int) -> bool:
 _SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
-def _current_work(scope: Scope, thread: int) -> _Work:
+def _current_work(thread: int) -> _Work:
     # The same copy of the context may run one function after the other, so that what an earlier
     # one left there says nothing about this one, unless it runs in the same frame.
     frame = id(_outermost_frame(sys._getframe(1)))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     work = _work.get()
-    if work is None or (work.scope, work.thread, work.frame) != (id(scope), thread, frame):
-        work = _Work(id(scope), thread, frame)
+    if work is None or (work.thread, work.frame) != (thread, frame):
+        work = _Work(thread, frame)
         _work.set(work)
     return work
 

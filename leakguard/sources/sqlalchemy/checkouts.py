@@ -97,7 +97,7 @@ class Checkouts:
         self._guards = guards
         self._open: dict[int, Checkout] = {}
         self._by_record: dict[int, Checkout] = {}
-        self._detached: dict[int, Checkout] = {}
+        self._detached: dict[int, tuple[Checkout, ...]] = {}
         self._pools: dict[int, PoolFacts] = {}
         self.listeners: tuple[Listener, ...] = (
             (Pool, "checkout", self._on_checkout),
@@ -121,10 +121,13 @@ class Checkouts:
 
     def forget(self, guard: Guard) -> None:
         """Follow what belongs to `guard` no more."""
-        for holds in (self._open, self._by_record, self._detached):
+        for holds in (self._open, self._by_record):
             for key, hold in holds.copy().items():
                 if hold.guard is guard:
                     holds.pop(key, None)
+        for key, (hold, *_) in self._detached.copy().items():
+            if hold.guard is guard:
+                self._detached.pop(key, None)
 
     # --- listeners --------------------------------------------------------------------------------
 
@@ -154,7 +157,7 @@ class Checkouts:
             hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
             if hold is not None and not hold.collected:
                 hold.detached = id(dbapi_connection)
-                self._detached[hold.detached] = hold
+                self._detached[hold.detached] = (hold, *self._sharing(hold))
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
@@ -169,11 +172,8 @@ class Checkouts:
         The event for that, `close_detached`, is not fired where the server is gone.
         """
         if record is None:
-            hold = self._detached.pop(id(dbapi_connection), None)
-            if hold is not None:
+            for hold in self._detached.pop(id(dbapi_connection), ()):
                 self._came_back(hold)
-                if hold.facts.shares:
-                    self._all_came_back(hold.record)
 
     def _on_static_reset(
         self,
@@ -198,7 +198,8 @@ class Checkouts:
         exception: BaseException | None,  # noqa: ARG002  (the event's signature)
     ) -> None:
         """The connection of several checkouts is closed, and with it all of them."""
-        self._all_came_back(id(record))
+        for hold in self._of_shared(id(record)):
+            self._came_back(hold)
 
     def _on_statement(self, cursor: object, statement: str, *arguments: Any) -> None:  # noqa: ARG002, ANN401  (the events' signatures)
         """A statement begins; its parameters, among the arguments, are never looked at."""
@@ -267,11 +268,16 @@ class Checkouts:
         except Exception as error:  # noqa: BLE001  (raising in a listener loses the connection)
             report_fault(error)
 
-    def _all_came_back(self, record: int) -> None:
-        """The connection that several checkouts share is closed, and with it all of them."""
-        for hold in self._open.copy().values():
-            if hold.facts.shares and hold.record == record:
-                self._came_back(hold)
+    def _sharing(self, hold: Checkout) -> list[Checkout]:
+        """List the other checkouts of the same connection."""
+        if not hold.facts.shares:
+            return []
+        return [other for other in self._of_shared(hold.record) if other is not hold]
+
+    def _of_shared(self, record: int) -> list[Checkout]:
+        """List the checkouts of a connection that several share: closed, all of them are."""
+        checkouts = self._open.copy().values()
+        return [one for one in checkouts if one.facts.shares and one.record == record]
 
     def _handled_by_caller(self) -> Checkout | None:
         """Find the checkout whose proxy SQLAlchemy is at work on: its events do not tell."""
