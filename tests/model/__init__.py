@@ -1,0 +1,1 @@
+"""Random programs against a small model that knows the right verdicts."""
