@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from contextvars import Context, ContextVar
 from functools import lru_cache
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from leakguard.core.watch import WATCH
@@ -73,14 +73,16 @@ class _Work:
     A `ContextVar` set inside the copy is seen by nobody else, and goes when the copy goes.
     A traceback may keep the copy alive for longer than the run, so that alone proves nothing:
     the run must also still have its outermost frame on the thread's stack. (The number of
-    a frame alone proves nothing either: the next run may get the same address.)
+    a frame alone proves nothing either: any other frame may get the same address, and that of
+    the next run of the same function, too.)
     """
 
-    __slots__ = ("__weakref__", "frame", "thread")
+    __slots__ = ("__weakref__", "code", "frame", "thread")
 
-    def __init__(self, thread: int, frame: int) -> None:
+    def __init__(self, thread: int, frame: FrameType) -> None:
         self.thread = thread
-        self.frame = frame
+        self.frame = id(frame)
+        self.code = frame.f_code
 
 
 _work: Final[ContextVar[_Work | None]] = ContextVar("leakguard_work", default=None)
@@ -98,12 +100,13 @@ _THREAD_LOOPS: Final = (
 class ThreadHolder:
     """A function that a thread runs in a copy of the scope's context."""
 
-    __slots__ = ("_frame", "_name", "_thread", "_work")
+    __slots__ = ("_code", "_frame", "_name", "_thread", "_work")
 
     def __init__(self, work: _Work) -> None:
         self._work = weakref.ref(work)
         self._thread = work.thread
         self._frame = work.frame
+        self._code = work.code
         self._name = threading.current_thread().name
 
     def __str__(self) -> str:
@@ -118,7 +121,7 @@ class ThreadHolder:
         if self._work() is None:
             return False
         stack = sys._current_frames().get(self._thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        return is_on_stack(stack, self._frame)
+        return is_on_stack(stack, self._frame, self._code)
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it in the watch thread when the copy of the context goes."""
@@ -222,15 +225,15 @@ class _Waiting:
 _waiting: Final[weakref.WeakKeyDictionary[object, _Waiting]] = weakref.WeakKeyDictionary()
 
 
-def is_on_stack(stack: FrameType | None, number: int) -> bool:
-    """Say whether the frame with that `id` is `stack` or one further out, or might be.
+def is_on_stack(stack: FrameType | None, number: int, code: CodeType) -> bool:
+    """Say whether the frame with that `id` and `code` is `stack` or one further out, or might be.
 
     The thread goes on while its stack is walked. A frame that returns meanwhile still knows its
     caller, but a generator that yields does not: where the way ends at one, nobody knows.
     """
     outermost = stack
     while stack is not None:
-        if id(stack) == number:
+        if id(stack) == number and stack.f_code is code:
             return True
         outermost, stack = stack, stack.f_back
     return outermost is not None and bool(outermost.f_code.co_flags & _SUSPENDABLE)
@@ -242,9 +245,9 @@ _SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_A
 def _current_work(thread: int) -> _Work:
     # The same copy of the context may run one function after the other, so that what an earlier
     # one left there says nothing about this one, unless it runs in the same frame.
-    frame = id(_outermost_frame(sys._getframe(1)))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    frame = _outermost_frame(sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     work = _work.get()
-    if work is None or (work.thread, work.frame) != (thread, frame):
+    if work is None or (work.thread, work.frame, work.code) != (thread, id(frame), frame.f_code):
         work = _Work(thread, frame)
         _work.set(work)
     return work

@@ -324,13 +324,14 @@ def test_a_stack_that_cannot_be_followed_to_its_end_might_hold_the_frame() -> No
     suspended = numbers()
     cut_off = next(suspended)
     assert cut_off.f_back is None
-    assert is_on_stack(cut_off, 0)
+    assert is_on_stack(cut_off, 0, cut_off.f_code)
     here = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     assert here.f_back is not None
-    assert is_on_stack(here, id(here))
-    assert is_on_stack(here, id(here.f_back))
-    assert not is_on_stack(here, 0)
-    assert not is_on_stack(None, 0)
+    assert is_on_stack(here, id(here), here.f_code)
+    assert is_on_stack(here, id(here.f_back), here.f_back.f_code)
+    assert not is_on_stack(here, 0, here.f_code)
+    assert not is_on_stack(here, id(here), here.f_back.f_code)
+    assert not is_on_stack(None, 0, here.f_code)
 
 
 def test_the_task_of_another_thread_s_loop_is_not_touched(scope: Scope) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -462,6 +462,36 @@ def test_a_fault_of_ours_keeps_no_session_open(
         with pytest.raises(KeyError, match="of the application"):
             getattr(session, end)()
     assert len([one for one in caplog.records if "not affected" in one.getMessage()]) == 1
+
+
+def test_an_asynchronous_generator_that_nobody_keeps_is_named(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """The event loop ends it, in a task of its own, before the session's first use."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'dropped.db'}")
+
+    async def main() -> None:
+        closed = asyncio.Event()
+
+        async def get_db() -> AsyncGenerator[AsyncSession, None]:
+            db = AsyncSession(engine)
+            try:
+                yield db
+            finally:
+                await db.close()
+                closed.set()
+
+        async with guard.scope("job"):
+            session = await anext(get_db())
+            await closed.wait()
+            await session.execute(QUERY)
+        await session.close()
+        await engine.dispose()
+
+    asyncio.run(main())
+    causes = [str(one.hint.cause) for one in recorder.findings if one.kind is FindingKind.LEAKED]
+    assert len(causes) == 1
+    assert "get_db had closed it" in causes[0]
 
 
 def closed_by_a_generator(engine: Engine) -> Iterator[Session]:

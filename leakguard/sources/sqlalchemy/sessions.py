@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from leakguard.core.callsite import capture
 from leakguard.core.hold import SessionHold
-from leakguard.core.holder import current_holder
+from leakguard.core.holder import current_holder, current_task
 from leakguard.core.scope import current_scope
 from leakguard.sources.patch import Patch
 from leakguard.sources.sqlalchemy.checkouts import Checkout, Checkouts, Listener, report_fault
@@ -146,11 +146,11 @@ class Sessions:
     def _closing(self, hold: ConstructedSession) -> None:
         hold.times_closed += 1
         # Closed before its first use by a generator that nobody keeps, as in next(get_db()).
-        # A framework that is done with it resumes it, or throws in another exception.
-        if hold.checkouts_ever == 0 and isinstance(sys.exception(), GeneratorExit):
+        if hold.checkouts_ever == 0:
             try:
-                site = capture(sys._getframe(), 1, parent_stacks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-                hold.closed_by = None if site is None else site.code
+                if _in_dropped_generator():
+                    site = capture(sys._getframe(), 1, parent_stacks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+                    hold.closed_by = None if site is None else site.code
             except Exception as error:  # noqa: BLE001  (the session must be closed)
                 report_fault(error)
 
@@ -204,6 +204,23 @@ class Sessions:
         hold = self._alive.pop(ref.number, None)
         if hold is not None and hold.released_monotonic is None:
             hold.guard.collected(hold)
+
+
+def _in_dropped_generator() -> bool:
+    """Say whether Python, or the event loop, ends a generator that nobody keeps.
+
+    A framework that is done with one resumes it, or throws another exception in.
+    """
+    if isinstance(sys.exception(), GeneratorExit):
+        return True
+    # The loop ends an asynchronous one in a task of its own, and SQLAlchemy closes in a greenlet,
+    # where that exception is not seen.
+    task = current_task()
+    return task is not None and type(task.get_coro()).__name__ == _CLOSES_GENERATOR
+
+
+_CLOSES_GENERATOR: Final = "async_generator_athrow"
+"""The type of what `aclose()` returns; only the loop makes a task of that alone."""
 
 
 def _initialises_session(frame: FrameType) -> bool:
