@@ -89,16 +89,23 @@ class ModelHold:
 
     @property
     def holder_runs(self) -> bool:
-        """Whether somebody else than the scope's own acquired it, and still runs."""
-        return self.holder is not None and self.holder.alive
+        """Whether another one than the scope's own acquired it, or its session, and still runs."""
+        holders = [self.holder]
+        if self.session is not None and self.session.scope is not None:
+            holders.append(self.session.holder)
+        return any(holder is not None and holder.alive for holder in holders)
 
 
 class Model:
     """All holds in the order of their acquisition, and all findings that are due."""
 
-    def __init__(self, *, shares: bool = False) -> None:
-        """Take whether all connections of a pool are one and the same."""
+    def __init__(self, *, shares: bool = False, patient: bool = False) -> None:
+        """Take whether all connections of a pool are one and the same.
+
+        A `patient` guard waits for ever for those who might return something.
+        """
         self.shares = shares
+        self.patient = patient
         self.holds: list[ModelHold] = []
         self.findings: list[ModelFinding] = []
         self.others_running: Callable[[ModelScope], bool] = lambda _: False
@@ -184,7 +191,10 @@ class Model:
                 self._find(hold, FindingKind.LEAKED)
 
     def _waits_for_others(self, hold: ModelHold) -> bool:
-        return hold.scope is not None and self.others_running(hold.scope)
+        if hold.scope is None:
+            return False
+        from_outside = hold.session is not None and hold.session.scope is None
+        return self.others_running(hold.scope) or (self.patient and from_outside)
 
     def _acquire(self, hold: ModelHold) -> ModelHold:
         self.holds.append(hold)

@@ -305,3 +305,21 @@ def test_a_detached_connection_whose_server_is_gone(
         del connection
     assert recorder.findings == []
     assert remembered() == {}
+
+
+def test_of_two_guards_each_follows_its_own_detached_connection(tmp_path: Path) -> None:
+    """When one guard goes, the other still sees its connection come back."""
+    engines = [make_engine(tmp_path, NullPool) for _ in range(2)]
+    first, second = (
+        LeakGuard(mode="testing", observers=[], engines=[engine]).install() for engine in engines
+    )
+    connections = [engine.raw_connection() for engine in engines]
+    for connection in connections:
+        connection.detach()
+    first.uninstall()
+    assert len(second.open_holds()) == 1
+    for connection in connections:
+        connection.close()
+    assert second.open_holds() == ()
+    assert remembered() == {}
+    second.uninstall()

@@ -45,7 +45,8 @@ class Checkout(ConnectionHold):
     ref: NumberedRef[PoolProxiedConnection]
     facts: PoolFacts
     record: int
-    """The number of the pool's entry: two checkouts with the same one are one connection."""
+    """The number of the pool's entry: two checkouts with the same one are one connection. It is 0
+    once that connection has left the pool."""
     detached: int
     """The number of the driver's connection once it has left its pool for good, else 0."""
 
@@ -157,7 +158,10 @@ class Checkouts:
             hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
             if hold is not None and not hold.collected:
                 hold.detached = id(dbapi_connection)
-                self._detached[hold.detached] = (hold, *self._sharing(hold))
+                leaving = (hold, *self._sharing(hold))
+                self._detached[hold.detached] = leaving
+                for one in leaving:  # the entry goes, and another one may get its number
+                    one.record = 0
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 

@@ -1,0 +1,1 @@
+"""Memory over very many requests: `python -m tests.endurance --help`."""

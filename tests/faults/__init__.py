@@ -1,0 +1,1 @@
+"""Cancellation at every await, the collector at every moment, forks, neighbours, lost servers."""

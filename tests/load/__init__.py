@@ -1,0 +1,1 @@
+"""Leaks hidden at random among many requests: `python -m tests.load --help`."""

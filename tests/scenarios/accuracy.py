@@ -1,0 +1,100 @@
+"""The table of accuracy: every scenario by driver, what it must come to and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from tests.scenarios.databases import DRIVERS, Databases, Driver, Unavailable
+from tests.scenarios.pending import PENDING
+from tests.scenarios.rows import SCENARIOS
+from tests.scenarios.suite import Scenario, observe, verdict
+
+TABLE: Final = Path(__file__).parents[2] / "docs" / "accuracy.md"
+Observed = Callable[[Scenario, Driver], str]
+"""Gives what a scenario came to with a driver."""
+
+_HEAD: Final = """\
+# Accuracy
+
+What people really run into, leaks and look-alikes, on real databases: the findings that each
+scenario must come to, and those that it came to with every driver, **bold** where they differ.
+`clean` stands for no finding at all. A cell is empty where a scenario is for other drivers.
+
+The scenarios are in `tests/scenarios/rows/`. The tests compare the lines, the route and the status
+of every finding, too, and run what is clean in every mode and 32 times at once.
+`python -m tests.scenarios` runs each once and writes this file.
+"""
+
+
+def render(observed: Observed) -> str:
+    """Write the document, with what was observed in the cells."""
+    drivers = [f"{driver.name} ({driver.database})" for driver in DRIVERS]
+    lines = [_HEAD, _row(["#", "scenario", "expected", *drivers]), _row(["---"] * 10)]
+    for (number, title, expected), group in groupby(SCENARIOS_BY_TITLE, key=_group):
+        forms = list(group)
+        cells = [_cell(forms, driver, observed) for driver in DRIVERS]
+        lines.append(_row([str(number), title, expected, *cells]))
+    return "\n".join([*lines, "", *_pending(), ""])
+
+
+def expected(one: Scenario, driver: Driver) -> str:
+    """Give what a scenario must come to, as if it had."""
+    return one.verdict
+
+
+def run(databases: Databases, say: Callable[[str], None]) -> dict[tuple[str, str], str]:
+    """Run every scenario with every driver, and give what each came to."""
+    found: dict[tuple[str, str], str] = {}
+    for one, driver in _cases():
+        found[one.name, driver.name] = came_to = _run_one(databases, one, driver, say)
+        say(f"{one.name} with {driver.name}: {came_to}")
+    return found
+
+
+def _run_one(
+    databases: Databases, one: Scenario, driver: Driver, say: Callable[[str], None]
+) -> str:
+    try:
+        seen = observe(one, driver, databases.of(driver))
+    except Unavailable as reason:
+        say(str(reason))
+        return "not run"
+    except AssertionError as error:
+        say(str(error))
+        return "failed"
+    came_to = verdict(finding.kind for finding in seen)
+    elsewhere = came_to == one.verdict and seen != one.all_expected()
+    return f"{came_to}, elsewhere" if elsewhere else came_to
+
+
+def _cases() -> Iterable[tuple[Scenario, Driver]]:
+    return ((one, driver) for one in SCENARIOS for driver in one.drivers)
+
+
+def _group(one: Scenario) -> tuple[int, str, str]:
+    return one.number, one.title, one.verdict
+
+
+SCENARIOS_BY_TITLE: Final = sorted(SCENARIOS, key=_group)
+
+
+def _cell(forms: list[Scenario], driver: Driver, observed: Observed) -> str:
+    came_to = {observed(one, driver) for one in forms if driver in one.drivers}
+    if not came_to:
+        return ""
+    right = forms[0].verdict
+    return "; ".join(one if one == right else f"**{one}**" for one in sorted(came_to))
+
+
+def _pending() -> Iterator[str]:
+    yield "Not said yet, and so not expected above:"
+    yield ""
+    for number, what in PENDING.items():
+        yield f"- {number}: {what}"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
