@@ -102,8 +102,7 @@ async def by_invalidation(engine: AsyncEngine) -> None:
 
 async def of_a_raw_connection(engine: AsyncEngine) -> None:
     def take_and_close(sync_connection: Any) -> None:
-        with sync_connection.engine.raw_connection():
-            pass
+        sync_connection.engine.raw_connection().close()
 
     async with engine.connect() as connection:
         await connection.run_sync(take_and_close)

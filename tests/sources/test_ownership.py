@@ -180,6 +180,7 @@ def construct_unbound(
 
 def test_unbound_sessions_that_go_leave_nothing_to_do(engine: Engine) -> None:
     """A session that no guard is known to watch is no news when it is collected."""
+    gc.collect()  # of other tests
     with LeakGuard(mode="testing", observers=[], engines=[engine]):
         waiting = WATCH._inbox.qsize()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
         for _ in range(100):
