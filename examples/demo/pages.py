@@ -231,6 +231,7 @@ def urls(screen: Screen, port: int) -> None:
     """Say what to try."""
     screen.heading("Your turn")
     lines = table("Try", "What leakguard says, here")
+    lines.columns[0].no_wrap = True  # to be copied
     for path, said in _URLS:
         lines.add_row(f"curl http://{HOST}:{port}{path}", said)
     screen.show(lines)

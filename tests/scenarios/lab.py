@@ -352,6 +352,14 @@ class Lab:
         self.bench.at_end.append(closing.close if close is None else close)
         return kept
 
+    def keep_unterminated(self, connection: Any) -> None:
+        """Keep a driver's connection that SQLAlchemy drops where it cannot terminate it.
+
+        Where it can it does so, and aiosqlite hangs if it is closed at that moment, too.
+        """
+        if not self.async_engine.dialect.has_terminate:
+            self.keep(connection)
+
     @property
     def _headers(self) -> dict[str, str]:
         return {HEADER: str(self._number)}

@@ -76,7 +76,7 @@ async def raw_connection_dropped_async(lab: Lab) -> None:
     @lab.app.get("/leak")
     async def leak() -> None:
         connection = await lab.async_engine.raw_connection()  # checkout
-        lab.keep(connection.driver_connection)  # not every driver's is closed by SQLAlchemy
+        lab.keep_unterminated(connection.driver_connection)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SAWarning)  # SQLAlchemy's own, which names no line
             del connection

@@ -330,9 +330,9 @@ async def detached_async(lab: Lab) -> None:
 
 
 async def detach(lab: Lab, connection: AsyncConnection) -> None:
-    """Detach a connection; SQLAlchemy does not close it with every driver, so the lab does."""
+    """Detach a connection, as there is no method of its own for it."""
     raw = await connection.get_raw_connection()
-    lab.keep(raw.driver_connection)
+    lab.keep_unterminated(raw.driver_connection)
     await connection.run_sync(lambda one: one.detach())
 
 
