@@ -230,10 +230,10 @@ def conclusion(screen: Screen, claims: int) -> None:
 def urls(screen: Screen, port: int) -> None:
     """Say what to try."""
     screen.heading("Your turn")
-    lines = table("Try", "What leakguard says, here")
+    lines = table("Open, or curl", "leakguard")
     lines.columns[0].no_wrap = True  # to be copied
     for path, said in _URLS:
-        lines.add_row(f"curl http://{HOST}:{port}{path}", said)
+        lines.add_row(f"http://{HOST}:{port}{path}", said)
     screen.show(lines)
     screen.say("A leak is told in full the first time, and then counted, once a minute at most.")
     screen.say("The server runs until Ctrl-C.")

@@ -414,7 +414,7 @@ def test_it_can_be_left_running(tmp_path: Path) -> None:
     with start(*DEMO, "--serve", env=environment(TMPDIR=str(tmp_path))) as process:
         assert process.stdout is not None
         shown = "".join(until("The server runs until Ctrl-C.\n", process.stdout))
-        urls = re.findall(r"^curl (\S+) +(\w+)$", shown, re.MULTILINE)
+        urls = re.findall(r"^(http\S+) +(\w+)$", shown, re.MULTILINE)
         answers = [(httpx.get(url).status_code, said) for url, said in urls]
         process.send_signal(signal.SIGINT)
         rest = finish(process)
