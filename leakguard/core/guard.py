@@ -6,6 +6,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
+from leakguard.core.block import ScopeBlock
 from leakguard.core.faults import FAULTS, LOGGER
 from leakguard.core.finding import FindingKind
 from leakguard.core.hold import ConnectionHold, Hold, take_out
@@ -18,11 +19,10 @@ from leakguard.core.scope import NO_EVENTS, EventLog, Scope
 from leakguard.core.settings import Mode
 from leakguard.core.verdict import Verdict
 from leakguard.core.watch import WATCH
-from leakguard.exceptions import LeakGuardError, SettingsError
+from leakguard.exceptions import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from leakguard.core.finding import Finding
     from leakguard.core.observer import Observer
@@ -268,58 +268,6 @@ class Guard:
             finding.resolution = describe_return(finding, hold)
             # Told by the watch: a connection may come back at any point of any code.
             WATCH.post(partial(self.observers.tell, self.observers.resolved, finding))
-
-
-class ScopeBlock:
-    """The block of `guard.scope(...)`; it can be entered once, else raises `LeakGuardError`."""
-
-    def __init__(self, guard: Guard, name: str, type: str) -> None:  # noqa: A002  (the field's name for it)
-        self._guard = guard
-        self._name = name
-        self._type = type
-        self._scope: Scope | None = None
-
-    def __enter__(self) -> Scope:
-        if self._scope is not None:
-            raise LeakGuardError(
-                f"the block of scope {self._name!r} was entered before, and stands for one scope "
-                "only: call guard.scope() for each"
-            )
-        guard = self._guard
-        scope = self._scope = Scope(guard, self._name, self._type, guard.new_log())
-        guard.open_scope(scope)
-        return scope
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        scope = self._scope
-        if scope is not None:
-            note_exception(scope, error)
-            self._guard.close_scope(scope)
-
-    async def __aenter__(self) -> Scope:
-        return self.__enter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(kind, error, traceback)
-
-
-def note_exception(scope: Scope, error: BaseException | None) -> None:
-    """Write down how a scope ended; the exception itself is not kept."""
-    if error is not None:
-        scope.exception = type(error).__name__
-        # By name, because trio and its exception need not be installed.
-        if type(error).__name__ in ("CancelledError", "Cancelled"):
-            scope.cancelled = True
 
 
 _NOTABLE_LIMIT: Final = 100

@@ -165,6 +165,13 @@ class Scope:
         # It refers to the context, and to the scope before: the chain of all those before it.
         del self._token
 
+    def failed(self, error: BaseException) -> None:
+        """Write down which exception ended it; the exception itself is not kept."""
+        self.exception = type(error).__name__
+        # By name, because trio and its exception need not be installed.
+        if self.exception in ("CancelledError", "Cancelled"):
+            self.cancelled = True
+
     def started(self, task: AnyTask) -> bool:
         """Say whether `task` was started from within this scope."""
         context = context_of(task)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leakguard.core.callsite import mark_boundary
 from leakguard.core.faults import FAULTS
-from leakguard.core.guard import note_exception
 from leakguard.core.scope import Scope
 from leakguard.sources.routes import UNMATCHED, AsgiScope, RouteLookup, known_template
 
@@ -92,7 +91,7 @@ class RequestScope(Scope):
 
     def failed(self, error: BaseException) -> None:
         """Note the exception that leaves the application, and what the client gets for it."""
-        note_exception(self, error)
+        super().failed(error)
         if self.type == "http" and self.status is None and not self.cancelled:
             self.status = _SERVER_ERROR
 

@@ -1,0 +1,57 @@
+"""The block of `guard.scope(...)`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leakguard.core.scope import Scope
+from leakguard.exceptions import LeakGuardError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from leakguard.core.guard import Guard
+
+
+class ScopeBlock:
+    """The block of `guard.scope(...)`; it can be entered once, else raises `LeakGuardError`."""
+
+    def __init__(self, guard: Guard, name: str, type: str) -> None:  # noqa: A002  (the field's name for it)
+        self._guard = guard
+        self._name = name
+        self._type = type
+        self._scope: Scope | None = None
+
+    def __enter__(self) -> Scope:
+        if self._scope is not None:
+            raise LeakGuardError(
+                f"the block of scope {self._name!r} was entered before, and stands for one scope "
+                "only: call guard.scope() for each"
+            )
+        guard = self._guard
+        scope = self._scope = Scope(guard, self._name, self._type, guard.new_log())
+        guard.open_scope(scope)
+        return scope
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        scope = self._scope
+        if scope is not None:
+            if error is not None:
+                scope.failed(error)
+            self._guard.close_scope(scope)
+
+    async def __aenter__(self) -> Scope:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)
