@@ -76,7 +76,7 @@ def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
     """What a noun offers publicly is in the reference."""
     internal = {
         Hold: {"open", "usage", "lost_when_collected", *Hold.__slots__} - {"pool", "scope"},
-        Scope: {"enter", "leave", "started", *Scope.__slots__}
+        Scope: {"enter", "leave", "failed", "started", *Scope.__slots__}
         - {"type", "status", "cancelled", "exception", "trace_id"},
     }.get(noun, set())
     public = {name for name in vars(noun) if not name.startswith("_")} - internal

@@ -267,7 +267,11 @@ class Guard:
         for finding in self._unresolved.pop(hold, ()):
             finding.resolution = describe_return(finding, hold)
             # Told by the watch: a connection may come back at any point of any code.
-            WATCH.post(partial(self.observers.tell, self.observers.resolved, finding))
+            WATCH.post(partial(self._tell_resolved, finding))
+
+    def _tell_resolved(self, finding: Finding) -> None:
+        observers = self.observers
+        observers.tell(observers.resolved, finding)
 
 
 _NOTABLE_LIMIT: Final = 100

@@ -36,7 +36,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, QueuePool
 from leakguard import FindingKind, LeakGuard, Scope
 from leakguard.core.hold import Hold
 from tests.model.model import Model, ModelActor, ModelFinding, ModelHold, ModelScope
-from tests.model.test_model import PHASES, PROGRAMS, quiet_collector, settle
+from tests.model.test_model import DERANDOMIZE, PHASES, PROGRAMS, quiet_collector, settle
 from tests.support import PATIENCE, Recorder
 
 __all__ = ["quiet_collector"]
@@ -418,6 +418,7 @@ def test_the_guard_says_what_the_model_says_of_tasks(tmp_path: Path) -> None:
             deadline=None,
             database=None,
             phases=PHASES,
+            derandomize=DERANDOMIZE,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

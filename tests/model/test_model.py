@@ -50,6 +50,8 @@ from tests.support import PATIENCE, Recorder
 PROGRAMS = int(os.environ.get("LEAKGUARD_PROGRAMS", "250"))
 QUICK = [Phase.explicit, Phase.generate]
 PHASES = list(Phase) if "LEAKGUARD_PROGRAMS" in os.environ else QUICK
+DERANDOMIZE = "LEAKGUARD_PROGRAMS" not in os.environ
+"""The same programs with every run of the tests; a long run looks for others."""
 STEPS = 40
 QUERY = text("SELECT 1")
 WORKERS_AT_MOST = 3
@@ -550,6 +552,7 @@ def test_the_guard_says_what_the_model_says(tmp_path: Path) -> None:
             deadline=None,
             database=None,
             phases=PHASES,
+            derandomize=DERANDOMIZE,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

@@ -196,7 +196,7 @@ async def _observe(one: Scenario, bench: Bench) -> list[Seen]:
             await bench.over(sum(expected.times for expected in one.expected) * bench.copies)
             seen = sorted(map(see, bench.recorder.findings), key=str)
             if one.clean:
-                bench.nothing_out()
+                await bench.nothing_out()
             _reports_say(one, bench.recorder.findings)
         finally:
             await bench.close()
