@@ -155,6 +155,7 @@ class Guard:
         """Give a hold to the scope that its session belongs to, which may be another guard's."""
         if hold.scope is not None:
             hold.scope.open_holds.pop(hold, None)
+        self._judge.dismiss(hold)  # that scope may have ended before the checkout
         hold.guard, hold.scope = guard, scope
         if guard is self:
             scope.log.add(_ACQUIRED[hold.resource], hold.site)
@@ -177,7 +178,7 @@ class Guard:
             scope.log.add(_RELEASED[hold.resource])
             if scope.closed_at is None and isinstance(hold, ConnectionHold):
                 self._note(scope, hold, now)
-        self._judge.returned(hold)
+        self._judge.dismiss(hold)
         if hold in self._unresolved:
             self._resolve(hold)
         observers = self.observers

@@ -84,8 +84,8 @@ class Judge:
         for hold in notable:
             _apart(partial(self._found, hold, judge(_standing(hold, Fate.RETURNED))))
 
-    def returned(self, hold: Hold) -> None:
-        """Wait for a hold no more: it has come back."""
+    def dismiss(self, hold: Hold) -> None:
+        """Wait for a hold no more: it has come back, or belongs to another scope now."""
         if self._waits:
             self._waits.pop(hold, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import sys
 import threading
@@ -534,3 +535,24 @@ def test_a_failing_construction_is_no_session(guard: LeakGuard) -> None:
     with guard.scope("job"), pytest.raises(TypeError, match="unexpected keyword"):
         Session(no_such_option=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # the mistake
     assert guard.open_holds() == ()
+
+
+def test_what_was_handed_to_an_open_scope_is_not_judged_with_the_ended_one(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A thread from an inner scope that has ended uses the outer scope's session, and ends."""
+    with guard.scope("outer"):
+        session = Session(engine)
+        with guard.scope("inner"):
+            context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(session.execute, QUERY))
+        thread.start()
+        thread.join(PATIENCE)
+        del context, thread
+        gc.collect()
+        done = threading.Event()
+        WATCH.post(done.set)
+        assert done.wait(PATIENCE)
+        assert recorder.findings == []
+        session.close()
+    assert recorder.findings == []
