@@ -179,6 +179,8 @@ class Bench:
         recorder = self.recorder
         out = {finding.hold for finding in recorder.findings if finding.kind in _RESOLVABLE}
         await recorder.until(lambda: out <= {finding.hold for finding in recorder.resolutions})
+        with suppress(TimeoutError):  # a thread may give its connection back before its session
+            await recorder.until(lambda: not self.guard.open_holds())
         await self._watch_is_idle()
         self.out = self._checked_out()
         for engine in self.engines:
