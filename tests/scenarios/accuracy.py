@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from textwrap import indent
 from typing import Final
 
 from tests.scenarios.databases import DRIVERS, Databases, Driver, Unavailable
@@ -13,6 +15,7 @@ from tests.scenarios.rows import SCENARIOS
 from tests.scenarios.suite import Scenario, observe, verdict
 
 TABLE: Final = Path(__file__).parents[2] / "docs" / "accuracy.md"
+_LIMITS: Final = Path(__file__).with_name("test_limits.py")
 Observed = Callable[[Scenario, Driver], str]
 """Gives what a scenario came to with a driver."""
 
@@ -37,7 +40,7 @@ def render(observed: Observed) -> str:
         forms = list(group)
         cells = [_cell(forms, driver, observed) for driver in DRIVERS]
         lines.append(_row([str(number), title, expected, *cells]))
-    return "\n".join([*lines, "", *_pending(), ""])
+    return "\n".join([*lines, "", *_pending(), "", *_limits(), ""])
 
 
 def expected(one: Scenario, driver: Driver) -> str:
@@ -94,6 +97,22 @@ def _pending() -> Iterator[str]:
     yield ""
     for number, what in PENDING.items():
         yield f"- {number}: {what}"
+
+
+def _limits() -> Iterator[str]:
+    """Write what the tests of the limits say of themselves."""
+    yield "## What leakguard cannot know"
+    yield ""
+    yield f"Each is shown by the test that is named after it, in `tests/scenarios/{_LIMITS.name}`."
+    yield ""
+    for node in ast.parse(_LIMITS.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            said = ast.get_docstring(node) or ""
+            limit, _, consequence = said.partition("\n\n")
+            assert consequence, f"{node.name} does not say what follows"
+            yield f"- **{limit}**"
+            yield indent(consequence, "  ")
+            yield f"  (`{node.name}`)"
 
 
 def _row(cells: list[str]) -> str:

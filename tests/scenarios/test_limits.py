@@ -1,0 +1,277 @@
+"""What leakguard cannot know.
+
+Each test is one limit; its docstring is what docs/accuracy.md says about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from greenlet import greenlet
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from leakguard import FindingKind, LeakGuard, Severity, allow
+from tests.support import PATIENCE, Recorder
+
+QUERY = text("SELECT 1")
+LEAKED = FindingKind.LEAKED
+SOON = 0.02
+"""Seconds: a `late_after` that is over in no time."""
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    file = tmp_path / "limits.db"
+    engine = create_engine(f"sqlite:///{file}", connect_args={"check_same_thread": False})
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def hasty(recorder: Recorder) -> Iterator[LeakGuard]:
+    """Give a guard that does not wait long for work which may give a connection back."""
+    with LeakGuard(mode="testing", observers=[recorder], late_after=SOON) as guard:
+        yield guard
+
+
+def used(engine: Engine) -> Session:
+    """Give a session that holds a connection."""
+    session = Session(engine)
+    session.execute(QUERY)
+    return session
+
+
+def test_a_thread_without_the_context(guard: LeakGuard, recorder: Recorder, engine: Engine) -> None:
+    """Whose a thread is that was started without the request's context.
+
+    `threading.Thread`, `loop.run_in_executor` and pools of one's own do not copy it, as
+    `asyncio.to_thread`, `anyio.to_thread` and `asyncio.create_task` do. What such a thread takes is
+    listed by `open_holds()` without a request, and not found while it is kept. Once the garbage
+    collector has it, it is `reclaimed`, "outside of any scope".
+    """
+    kept: list[Connection] = []
+    with guard.scope("request"):
+        thread = threading.Thread(target=lambda: kept.append(engine.connect()))
+        thread.start()
+        thread.join(PATIENCE)
+    assert [hold.scope for hold in guard.open_holds()] == [None]
+    assert recorder.kinds == []
+    kept.clear()
+    gc.collect()
+    recorder.wait_for(lambda: recorder.findings)
+    (finding,) = recorder.findings
+    assert (finding.kind, finding.scope) == (FindingKind.RECLAIMED, None)
+
+
+def test_work_that_never_ends(guard: LeakGuard, recorder: Recorder, engine: Engine) -> None:
+    """Whether work will ever end that a request leaves running.
+
+    A connection in its hands is a notice, `outlives_scope`, for as long as the work runs. It is an
+    error only once the work has ended without giving it back.
+    """
+
+    async def main() -> None:
+        taken, end = asyncio.Event(), asyncio.Event()
+        kept: list[Session] = []
+
+        async def work() -> None:
+            kept.append(used(engine))
+            taken.set()
+            await end.wait()
+
+        with guard.scope("request"):
+            task = asyncio.create_task(work())
+            await taken.wait()
+        assert recorder.kinds[-1] is FindingKind.OUTLIVES_SCOPE
+        assert LEAKED not in recorder.kinds
+        end.set()
+        await task
+        await asyncio.to_thread(recorder.wait_for, lambda: LEAKED in recorder.kinds)
+        kept[0].close()
+
+    asyncio.run(main())
+
+
+def test_a_task_that_has_it_without_having_taken_it(
+    hasty: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """What a task has to do with a connection that another one took.
+
+    A session that a request hands to a task of its own is waited for, but no longer than
+    `late_after`: then it is `leaked`, and `resolved` when the task closes it after all.
+    """
+
+    async def main() -> None:
+        end = asyncio.Event()
+
+        async def close(session: Session) -> None:
+            await end.wait()
+            session.close()
+
+        with hasty.scope("request"):
+            task = asyncio.create_task(close(used(engine)))
+        assert LEAKED not in recorder.kinds
+        await asyncio.to_thread(recorder.wait_for, lambda: LEAKED in recorder.kinds)
+        end.set()
+        await task
+        await asyncio.to_thread(recorder.wait_for, lambda: recorder.resolutions)
+
+    asyncio.run(main())
+
+
+def test_a_thread_that_has_it_without_having_taken_it(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Whether a thread is about to give back what it has not taken itself.
+
+    It is not waited for: the connection is `leaked` as the request ends, and `resolved` when the
+    thread closes it.
+    """
+    end = threading.Event()
+
+    def close(session: Session) -> None:
+        assert end.wait(PATIENCE)
+        session.close()
+
+    with guard.scope("request"):
+        thread = threading.Thread(target=close, args=[used(engine)])
+        thread.start()
+    assert recorder.kinds == [LEAKED]
+    end.set()
+    thread.join(PATIENCE)
+    recorder.wait_for(lambda: recorder.resolutions)
+
+
+def test_a_session_from_before_the_request(
+    hasty: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Whether somebody will close a session that was constructed before the request.
+
+    Where that was outside of any scope, and the session still has a connection when the request
+    ends, it is waited for, but no longer than `late_after`: then it is `leaked`, and `resolved`
+    when it is closed.
+    """
+    session = Session(engine)
+    with hasty.scope("request"):
+        session.execute(QUERY)
+    recorder.wait_for(lambda: LEAKED in recorder.kinds)
+    session.close()
+    recorder.wait_for(lambda: recorder.resolutions)
+
+
+def test_on_purpose(guard: LeakGuard, recorder: Recorder, engine: Engine) -> None:
+    """What is kept on purpose.
+
+    A connection that a request keeps for later ones is `leaked`, unless the code says so:
+    `with leakguard.allow("why"):` around the line that takes it.
+    """
+    with guard.scope("first request"):
+        forgotten = engine.connect()
+        with allow("the listener's connection"):
+            kept = engine.connect()
+    assert recorder.kinds.count(LEAKED) == 1
+    assert recorder.findings[-1].hold is not None
+    forgotten.close()
+    assert [hold.allowed for hold in guard.open_holds()] == ["the listener's connection"]
+    kept.close()
+
+
+def test_a_worker_that_a_request_started(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """For which request a task or a callback works, other than by the context that it runs in.
+
+    A worker that the first request starts, and that serves the others too, has the context of the
+    first: what it takes is the first one's.
+    """
+
+    async def main() -> None:
+        orders: asyncio.Queue[asyncio.Future[Session]] = asyncio.Queue()
+
+        async def worker() -> None:
+            (await orders.get()).set_result(used(engine))
+
+        with guard.scope("first request"):
+            task = asyncio.create_task(worker())
+        with guard.scope("second request"):
+            order: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+            await orders.put(order)
+            session = await order
+        await task
+        await asyncio.to_thread(recorder.wait_for, lambda: LEAKED in recorder.kinds)
+        (leak,) = (finding for finding in recorder.findings if finding.kind is LEAKED)
+        assert leak.scope is not None
+        assert leak.scope.name == "first request"
+        session.close()
+
+    asyncio.run(main())
+
+
+def test_a_greenlet_without_the_context(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Whose a bare greenlet is.
+
+    It begins with an empty context, so that what it takes has no request, as in a thread without
+    the context. SQLAlchemy's own greenlets have the context of their task.
+    """
+    with guard.scope("request"):
+        connection = greenlet(engine.connect).switch()
+    assert recorder.kinds == []
+    assert [hold.scope for hold in guard.open_holds()] == [None]
+    connection.close()
+
+
+def test_a_connection_that_the_driver_has(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """What becomes of a driver's connection that was detached from its pool.
+
+    Once its `Connection` is dropped it counts as lost, although the program may close it through
+    the driver.
+    """
+    with guard.scope("request"):
+        connection = engine.connect()
+        driver = connection.connection.driver_connection
+        connection.detach()
+        assert isinstance(driver, sqlite3.Connection)
+        del connection
+        gc.collect()
+        driver.close()
+    assert [kind for kind in recorder.kinds if kind.severity is Severity.ERROR] == [
+        FindingKind.RECLAIMED
+    ]
+
+
+def test_connections_that_no_pool_handed_out(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Connections that no SQLAlchemy pool hands out.
+
+    The driver's own, those of another library's pool, and everything that is no connection.
+    """
+    with guard.scope("request"):
+        connection = sqlite3.connect(tmp_path / "limits.db")
+    assert guard.open_holds() == ()
+    assert recorder.findings == []
+    connection.close()
+
+
+def test_what_was_out_before(recorder: Recorder, engine: Engine) -> None:
+    """What was out before the guard was installed.
+
+    It is no open hold, and its return is not noticed either. The middleware installs its guard when
+    the application is built.
+    """
+    connection = engine.connect()
+    with LeakGuard(mode="testing", observers=[recorder]) as guard, guard.scope("request"):
+        assert guard.open_holds() == ()
+    connection.close()
+    assert recorder.holds_released == []
