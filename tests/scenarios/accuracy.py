@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator
+import random
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from textwrap import indent
@@ -16,8 +18,8 @@ from tests.scenarios.suite import Scenario, observe, verdict
 
 TABLE: Final = Path(__file__).parents[2] / "docs" / "accuracy.md"
 _LIMITS: Final = Path(__file__).with_name("test_limits.py")
-Observed = Callable[[Scenario, Driver], str]
-"""Gives what a scenario came to with a driver."""
+Observed = Callable[[Scenario, Driver], Collection[str]]
+"""Gives what a scenario came to with a driver: one verdict, unless it differs from time to time."""
 
 _HEAD: Final = """\
 # Accuracy
@@ -28,7 +30,8 @@ scenario must come to, and those that it came to with every driver, **bold** whe
 
 The scenarios are in `tests/scenarios/rows/`. The tests compare the lines, the route and the status
 of every finding, too, and run what is clean in every mode and 32 times at once.
-`python -m tests.scenarios` runs each once and writes this file.
+`python -m tests.scenarios` runs each once and writes this file; with `--times 20` each runs twenty
+times, in random order, and a cell says everything that a scenario came to.
 """
 
 
@@ -43,17 +46,27 @@ def render(observed: Observed) -> str:
     return "\n".join([*lines, "", *_pending(), "", *_limits(), ""])
 
 
-def expected(one: Scenario, driver: Driver) -> str:
+def expected(one: Scenario, driver: Driver) -> Collection[str]:
     """Give what a scenario must come to, as if it had."""
-    return one.verdict
+    return {one.verdict}
 
 
-def run(databases: Databases, say: Callable[[str], None]) -> dict[tuple[str, str], str]:
-    """Run every scenario with every driver, and give what each came to."""
-    found: dict[tuple[str, str], str] = {}
-    for one, driver in _cases():
-        found[one.name, driver.name] = came_to = _run_one(databases, one, driver, say)
-        say(f"{one.name} with {driver.name}: {came_to}")
+def run(
+    databases: Databases, say: Callable[[str], None], *, times: int, seed: int
+) -> Mapping[tuple[str, str], Collection[str]]:
+    """Run every scenario with every driver, and give what each came to.
+
+    Each runs once in each of so many rounds, in an order that depends on `seed`.
+    """
+    cases = [(one, driver) for one in SCENARIOS for driver in one.drivers]
+    found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    order = random.Random(seed)  # noqa: S311  (not a secret)
+    for number in range(1, times + 1):
+        order.shuffle(cases)
+        for one, driver in cases:
+            came_to = _run_one(databases, one, driver, say)
+            found[one.name, driver.name].add(came_to)
+            say(f"{number}/{times} {one.name} with {driver.name}: {came_to}")
     return found
 
 
@@ -73,10 +86,6 @@ def _run_one(
     return f"{came_to}, elsewhere" if elsewhere else came_to
 
 
-def _cases() -> Iterable[tuple[Scenario, Driver]]:
-    return ((one, driver) for one in SCENARIOS for driver in one.drivers)
-
-
 def _group(one: Scenario) -> tuple[int, str, str]:
     return one.number, one.title, one.verdict
 
@@ -85,7 +94,7 @@ SCENARIOS_BY_TITLE: Final = sorted(SCENARIOS, key=_group)
 
 
 def _cell(forms: list[Scenario], driver: Driver, observed: Observed) -> str:
-    came_to = {observed(one, driver) for one in forms if driver in one.drivers}
+    came_to = {one for form in forms if driver in form.drivers for one in observed(form, driver)}
     if not came_to:
         return ""
     right = forms[0].verdict
