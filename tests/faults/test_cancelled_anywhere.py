@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import QueuePool
 
 from leakguard import FindingKind, LeakGuard
-from tests.model.test_model import settle
+from tests.model.machine import settle
 from tests.support import Recorder
 
 QUERY = text("SELECT 1")

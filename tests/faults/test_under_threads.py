@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from leakguard import Finding, FindingKind, LeakGuard, Observer, Scope
 from leakguard.core.hold import Hold
-from tests.model.test_model import settle
+from tests.model.machine import settle
 from tests.support import PATIENCE, Recorder
 
 QUERY = text("SELECT 1")

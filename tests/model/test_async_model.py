@@ -19,27 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, precondition, rule
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool
 
-from leakguard import FindingKind, LeakGuard, Scope
-from leakguard.core.hold import Hold
-from tests.model.model import Model, ModelActor, ModelFinding, ModelHold, ModelScope
-from tests.model.test_model import DERANDOMIZE, PHASES, PROGRAMS, quiet_collector, settle
-from tests.support import PATIENCE, Recorder
-
-__all__ = ["quiet_collector"]
+from leakguard import FindingKind, LeakGuard
+from tests.model.machine import PROGRAMS, Machine, run_programs
+from tests.model.machine import Thing as Reference
+from tests.model.model import Model, ModelActor, ModelScope
+from tests.support import PATIENCE
 
 QUERY = text("SELECT 1")
 TASKS_AT_MOST = 3
@@ -76,14 +66,9 @@ class Actor:
 
 
 @dataclass(eq=False)
-class Thing:
-    """A connection or session that the program refers to, or did."""
+class Thing(Reference):
+    """A connection or session, and whether it can be used."""
 
-    real: Any
-    session: ModelHold | None = None
-    hold: ModelHold | None = None
-    proxy: weakref.ref[Any] | None = None
-    whole: weakref.ref[Any] | None = None
     broken: bool = False
     """A statement was cancelled, or it was closed and cannot be used again."""
 
@@ -103,19 +88,15 @@ def is_usable_session(thing: Thing) -> bool:
     return thing.session is not None and not thing.broken
 
 
-class AsyncPrograms(RuleBasedStateMachine):
-    """A random program of tasks, and the model beside it."""
+class AsyncPrograms(Machine):
+    """Random programs of tasks."""
 
-    folder: Path
+    things: list[Thing]
+    unsaid = frozenset({FindingKind.UNCLOSED_SESSION})
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.recorder = Recorder()
-        self.things: list[Thing] = []
-        self.dropped: list[Thing] = []
-        self.hold_of: dict[ModelHold, Hold] = {}
-        self.scope_of: dict[ModelScope, Scope] = {}
         self.threads_before = set(threading.enumerate())
         self.model = Model(patient=True)
         self.model.others_running = self._others_running
@@ -135,6 +116,10 @@ class AsyncPrograms(RuleBasedStateMachine):
         )
         observers = [self.recorder]
         self.guard = LeakGuard(mode="testing", observers=observers, late_after=3600).install()
+
+    @property
+    def pool(self) -> Pool:
+        return self.engine.pool
 
     # --- scopes and tasks -------------------------------------------------------------------------
 
@@ -257,7 +242,7 @@ class AsyncPrograms(RuleBasedStateMachine):
         """A task commits a session, which gives its connection back."""
         thing = self._pick(which, is_usable_session)
         self.run(self._actor(who).do(thing.real.commit))
-        self._has_returned(thing)
+        self.has_returned(thing)
 
     @precondition(lambda self: self.things)
     @rule(who=st.integers(0, 3), which=st.integers(0, 9))
@@ -265,20 +250,15 @@ class AsyncPrograms(RuleBasedStateMachine):
         """A task closes something; a session can be used again."""
         thing = self.things[which % len(self.things)]
         self.run(self._actor(who).do(thing.real.close))
-        self._has_returned(thing)
+        self.has_returned(thing)
         thing.broken = thing.session is None
         if thing.session is not None:
             self.model.returns(thing.session)
 
     def _has_taken(self, actor: Actor, thing: Thing) -> None:
-        thing.hold = self.model.checks_out(actor.model, self.engine, thing.session)
+        thing.hold = self.model.checks_out(actor.model, self.pool_number, thing.session)
         real = thing.real.sync_session.connection() if thing.session else thing.real.sync_connection
         thing.proxy = weakref.ref(real.connection)
-
-    def _has_returned(self, thing: Thing) -> None:
-        if thing.hold is not None:
-            self.model.returns(thing.hold)
-            thing.hold = thing.proxy = None
 
     def _able(self, condition: Callable[[Thing], bool]) -> list[Thing]:
         return [thing for thing in self.things if condition(thing)]
@@ -296,65 +276,19 @@ class AsyncPrograms(RuleBasedStateMachine):
         thing = self.things.pop(which % len(self.things))
         thing.real = None
         self.dropped.append(thing)
-        self._see_what_went()
+        self.see_what_went()
 
     @precondition(lambda self: self.dropped)
     @rule()
     def collect(self) -> None:
         """The garbage collector runs while the loop does."""
         self.run(_collect())
-        self._see_what_went()
-
-    def _see_what_went(self) -> None:
-        for thing in self.dropped:
-            if thing.hold is not None and thing.proxy is not None and thing.proxy() is None:
-                self.model.collects(thing.hold)
-                thing.hold = None
-            if thing.session is not None and thing.whole is not None and thing.whole() is None:
-                self.model.collects(thing.session)
-                thing.session = None
-        self.dropped = [one for one in self.dropped if one.hold or one.session]
-
-    # --- the two agree ----------------------------------------------------------------------------
-
-    @invariant()
-    def agree(self) -> None:
-        """The guard says what the model says."""
-        if not hasattr(self, "guard"):
-            return
-        settle()
-        acquired = self.recorder.holds_acquired
-        assert [hold.resource for hold in acquired] == [one.resource for one in self.model.holds]
-        self.hold_of = dict(zip(self.model.holds, acquired, strict=True))
-        expected = [self.hold_of[hold] for hold in self.model.open_holds]
-        assert list(self.guard.open_holds()) == expected
-        for one, hold in self.hold_of.items():
-            assert hold.scope is (None if one.scope is None else self.scope_of[one.scope])
-        self._agree_on_findings()
-        self._agree_with_the_pool()
-
-    def _agree_on_findings(self) -> None:
-        unsaid = FindingKind.UNCLOSED_SESSION
-        due: dict[tuple[Any, ...], ModelFinding]
-        due = {(self.hold_of[f.hold], f.kind, f.also): f for f in self.model.findings}
-        due = {fact: finding for fact, finding in due.items() if fact[1] is not unsaid}
-        findings = [finding for finding in self.recorder.findings if finding.kind is not unsaid]
-        told = {(one.hold, one.kind, one.also): one for one in findings}
-        assert set(told) == set(due)
-        assert len(told) == len(findings)
-        for fact, finding in told.items():
-            assert due[fact].superseded or finding.resolved == due[fact].resolved
-
-    def _agree_with_the_pool(self) -> None:
-        pool = self.engine.pool
-        if isinstance(pool, QueuePool):
-            holds = self.model.open_holds
-            assert pool.checkedout() == sum(one.resource == "connection" for one in holds)
+        self.see_what_went()
 
     def teardown(self) -> None:
         """Everything ends, everything comes back, and nothing is left."""
         try:
-            if hasattr(self, "guard"):
+            if self.begun:
                 self._end_everything()
         finally:
             self.run(self._shut_down())
@@ -371,7 +305,7 @@ class AsyncPrograms(RuleBasedStateMachine):
                 self.close(0, 0)
                 self.drop(0)
             self.run(_collect())
-            self._see_what_went()
+            self.see_what_went()
             self.agree()
             assert self.guard.open_holds() == ()
         finally:
@@ -410,15 +344,4 @@ def test_the_guard_says_what_the_model_says_of_tasks(tmp_path: Path) -> None:
     class Here(AsyncPrograms):
         folder = tmp_path
 
-    run_state_machine_as_test(
-        Here,
-        settings=settings(
-            max_examples=max(1, PROGRAMS // 3),
-            stateful_step_count=30,
-            deadline=None,
-            database=None,
-            phases=PHASES,
-            derandomize=DERANDOMIZE,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-        ),
-    )
+    run_programs(Here, programs=max(1, PROGRAMS // 3), steps=30)

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from leakguard import FindingKind, LeakGuard
-from tests.model.test_model import Worker, settle
+from tests.model.machine import settle
+from tests.model.test_model import Worker
 from tests.support import Recorder
 
 QUERY = text("SELECT 1")

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import contextvars
 import gc
-import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -27,32 +26,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, precondition, rule
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool, StaticPool
 
-from leakguard import LeakGuard, Scope, allow
-from leakguard.core.hold import Hold
-from leakguard.core.watch import WATCH
-from tests.model.model import Model, ModelActor, ModelFinding, ModelHold, ModelScope
-from tests.support import PATIENCE, Recorder
+from leakguard import LeakGuard, allow
+from tests.model.machine import PROGRAMS, Machine, run_programs
+from tests.model.machine import Thing as Reference
+from tests.model.model import Model, ModelActor
+from tests.support import PATIENCE
 
-PROGRAMS = int(os.environ.get("LEAKGUARD_PROGRAMS", "250"))
-QUICK = [Phase.explicit, Phase.generate]
-PHASES = list(Phase) if "LEAKGUARD_PROGRAMS" in os.environ else QUICK
-DERANDOMIZE = "LEAKGUARD_PROGRAMS" not in os.environ
-"""The same programs with every run of the tests; a long run looks for others."""
-STEPS = 40
 QUERY = text("SELECT 1")
 WORKERS_AT_MOST = 3
 
@@ -111,17 +96,10 @@ class Actor:
 
 
 @dataclass(eq=False)
-class Thing:
-    """A connection or session that the program refers to, or did."""
+class Thing(Reference):
+    """A connection or session, and how it was taken."""
 
-    real: Any
-    how: str
-    hold: ModelHold | None = None
-    """The connection that it has out."""
-    session: ModelHold | None = None
-    proxy: weakref.ref[Any] | None = None
-    """What dies when the collector takes its connection."""
-    whole: weakref.ref[Any] | None = None
+    how: str = "session"
     invalid: bool = False
     """A `Connection` that was invalidated, and may be used again after a rollback."""
     savepoint: Any = None
@@ -133,23 +111,17 @@ class Thing:
         return self.real is not None and not self.ended and self.how != "raw"
 
 
-class Programs(RuleBasedStateMachine):
-    """A random program, and the model beside it."""
+class Programs(Machine):
+    """Random programs of threads."""
 
-    folder: Path
+    things: list[Thing]
     pools = st.sampled_from([QueuePool, QueuePool, NullPool, StaticPool])
 
     def __init__(self) -> None:
         super().__init__()
-        self.recorder = Recorder()
-        self.things: list[Thing] = []
-        self.dropped: list[Thing] = []
         self.main = Actor(ModelActor())
         self.actors = [self.main]
-        self.hold_of: dict[ModelHold, Hold] = {}
-        self.scope_of: dict[ModelScope, Scope] = {}
         self.executor = ThreadPoolExecutor(1)
-        self.pool_number: object = object()
 
     @initialize(pool=pools, mode=st.sampled_from(["testing", "production"]))
     def begin(self, pool: type[Pool], mode: str) -> None:
@@ -164,6 +136,10 @@ class Programs(RuleBasedStateMachine):
         )
         self.model = Model(shares=self.shares)
         self.guard = LeakGuard(mode=mode, observers=[self.recorder], late_after=0.0).install()
+
+    @property
+    def pool(self) -> Pool:
+        return self.engine.pool
 
     # --- scopes and threads -----------------------------------------------------------------------
 
@@ -217,7 +193,7 @@ class Programs(RuleBasedStateMachine):
     def take(self, who: int, how: str, *, allowed: bool) -> None:
         """An actor constructs a session or takes a connection, perhaps on purpose."""
         actor = self._actor(who)
-        thing = Thing(None, how)
+        thing = Thing(None, how=how)
         actor.do(lambda: self._make(thing, allowed=allowed))
         self._made(actor.model, thing, allowed=allowed)
 
@@ -225,7 +201,7 @@ class Programs(RuleBasedStateMachine):
     def take_in_a_job(self, how: str, *, copied: bool) -> None:
         """Work on a thread pool takes something and ends."""
         job = ModelActor(self.main.model.scope if copied else None)
-        thing = Thing(None, how)
+        thing = Thing(None, how=how)
         self._in_a_job(lambda: self._make(thing, allowed=False), copied=copied)
         self._made(job, thing, allowed=False)
         self.model.ends(job)
@@ -306,7 +282,7 @@ class Programs(RuleBasedStateMachine):
         kept = kept and not thing.invalid
         self._actor(who).do(thing.real.commit if kept else thing.real.rollback)
         if thing.how == "session":
-            self._has_returned(thing)
+            self.has_returned(thing)
 
     def _usable(self) -> bool:
         return any(thing.usable for thing in self.things)
@@ -318,11 +294,6 @@ class Programs(RuleBasedStateMachine):
     def _has_executed(self, actor: ModelActor, thing: Thing) -> None:
         if thing.hold is None:
             self._has_taken(actor, thing)
-
-    def _has_returned(self, thing: Thing) -> None:
-        if thing.hold is not None:
-            self.model.returns(thing.hold)
-            thing.hold = thing.proxy = None
 
     # --- giving back ------------------------------------------------------------------------------
 
@@ -338,7 +309,7 @@ class Programs(RuleBasedStateMachine):
         thing.savepoint = None
         method = ending if thing.how == "session" else "close"
         self._actor(who).do(getattr(thing.real, method))
-        self._has_returned(thing)
+        self.has_returned(thing)
         if thing.session is not None:
             self.model.returns(thing.session)
         else:
@@ -352,7 +323,7 @@ class Programs(RuleBasedStateMachine):
         thing = able[which % len(able)]
         thing.savepoint = None
         self._actor(who).do(thing.real.invalidate)
-        self._has_returned(thing)
+        self.has_returned(thing)
         thing.invalid, thing.ended = thing.how == "connection", thing.how == "raw"
         if thing.session is not None:
             self.model.returns(thing.session)
@@ -369,15 +340,12 @@ class Programs(RuleBasedStateMachine):
 
     def _removable(self) -> list[Thing]:
         """What has a connection that is nobody else's."""
-        pooled = [hold for hold in self._out() if not hold.detached]
+        pooled = [hold for hold in self.connections_out() if not hold.detached]
         if self.shares and len(pooled) > 1:
             return []
         return [one for one in self.things if one.hold is not None and not one.hold.detached]
 
-    def _out(self) -> list[ModelHold]:
-        return [hold for hold in self.model.open_holds if hold.resource == "connection"]
-
-    @precondition(lambda self: not self.shares or not self._out())
+    @precondition(lambda self: not self.shares or not self.connections_out())
     @rule()
     def dispose(self) -> None:
         """The engine gets a new pool, whatever is out of the old one."""
@@ -393,82 +361,19 @@ class Programs(RuleBasedStateMachine):
         thing = self.things.pop(which % len(self.things))
         thing.real = thing.savepoint = None
         self.dropped.append(thing)
-        self._see_what_went()
+        self.see_what_went()
 
     @precondition(lambda self: self.dropped)
     @rule()
     def collect(self) -> None:
         """The garbage collector runs."""
         gc.collect()
-        self._see_what_went()
+        self.see_what_went()
         assert not self.dropped, "something else refers to what was dropped"
-
-    def _see_what_went(self) -> None:
-        for thing in self.dropped:
-            if thing.hold is not None and thing.proxy is not None and thing.proxy() is None:
-                self.model.collects(thing.hold)
-                thing.hold = None
-            if thing.session is not None and thing.whole is not None and thing.whole() is None:
-                self.model.collects(thing.session)
-                thing.session = None
-        self.dropped = [one for one in self.dropped if one.hold or one.session]
-
-    # --- the two agree ----------------------------------------------------------------------------
-
-    @invariant()
-    def agree(self) -> None:
-        """The guard says what the model says."""
-        if not hasattr(self, "guard"):
-            return
-        settle()
-        self._pair()
-        self._agree_on_holds()
-        self._agree_on_findings()
-
-    def _pair(self) -> None:
-        """Say which real hold is which of the model: they were acquired in the same order."""
-        acquired = self.recorder.holds_acquired
-        assert [hold.resource for hold in acquired] == [one.resource for one in self.model.holds]
-        self.hold_of = dict(zip(self.model.holds, acquired, strict=True))
-
-    def _agree_on_holds(self) -> None:
-        expected = [self.hold_of[hold] for hold in self.model.open_holds]
-        assert list(self.guard.open_holds()) == expected
-        for one, hold in self.hold_of.items():
-            assert hold.scope is self._scope(one)
-        released = {hold for one, hold in self.hold_of.items() if not one.out}
-        assert len(self.recorder.holds_released) == len(released)
-        assert set(self.recorder.holds_released) == released
-        if isinstance(self.engine.pool, QueuePool):
-            out = [hold for hold in self._out() if not hold.detached]
-            assert self.engine.pool.checkedout() == sum(
-                hold.pool is self.pool_number for hold in out
-            )
-
-    def _agree_on_findings(self) -> None:
-        due = {self._fact(one): one for one in self.model.findings}
-        told = {(one.hold, one.kind, one.also): one for one in self.recorder.findings}
-        assert set(told) == set(due)
-        assert len(self.recorder.findings) == len(self.model.findings)
-        for fact, finding in told.items():
-            model = due[fact]
-            assert finding.scope is self._scope(model.hold)
-            # Whether a notice that became a leak is resolved with it is another test's matter.
-            assert model.superseded or finding.resolved == model.resolved
-        resolved = [one for one in due.values() if one.resolved and not one.superseded]
-        told_resolved = [(one.hold, one.kind, one.also) for one in self.recorder.resolutions]
-        told_resolved = [fact for fact in told_resolved if not due[fact].superseded]
-        assert sorted(map(hash, told_resolved)) == sorted(hash(self._fact(one)) for one in resolved)
-
-    def _fact(self, finding: ModelFinding) -> tuple[Any, ...]:
-        return self.hold_of[finding.hold], finding.kind, finding.also
-
-    def _scope(self, hold: ModelHold) -> Scope | None:
-        return None if hold.scope is None else self.scope_of[hold.scope]
 
     def teardown(self) -> None:
         """Everything ends, everything comes back, and nothing is left."""
-        if not hasattr(self, "guard"):
+        if not self.begun:
             return
         try:
             self._end_everything()
@@ -487,17 +392,9 @@ class Programs(RuleBasedStateMachine):
             self.close(0, 0, "close")
             self.drop(0)
         gc.collect()
-        self._see_what_went()
+        self.see_what_went()
         self.agree()
         assert self.guard.open_holds() == ()
-
-
-def settle() -> None:
-    """Wait until the watch has done what was posted so far."""
-    done = threading.Event()
-    WATCH.start()
-    WATCH.post(done.set)
-    assert done.wait(PATIENCE)
 
 
 def _proxy(thing: Thing) -> PoolProxiedConnection:
@@ -525,17 +422,6 @@ def _detach(thing: Thing) -> None:
     connection.detach()
 
 
-@pytest.fixture
-def quiet_collector() -> Iterator[None]:
-    """Collect only when a program says so, and look only at what the programs made."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.unfreeze()
-
-
 @pytest.mark.usefixtures("quiet_collector")
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 def test_the_guard_says_what_the_model_says(tmp_path: Path) -> None:
@@ -544,15 +430,4 @@ def test_the_guard_says_what_the_model_says(tmp_path: Path) -> None:
     class Here(Programs):
         folder = tmp_path
 
-    run_state_machine_as_test(
-        Here,
-        settings=settings(
-            max_examples=PROGRAMS,
-            stateful_step_count=STEPS,
-            deadline=None,
-            database=None,
-            phases=PHASES,
-            derandomize=DERANDOMIZE,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-        ),
-    )
+    run_programs(Here, programs=PROGRAMS, steps=40)

@@ -1,0 +1,21 @@
+"""The collector, while random programs run."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+pytest.register_assert_rewrite("tests.model.machine")
+
+
+@pytest.fixture
+def quiet_collector() -> Iterator[None]:
+    """Collect only when a program says so, and look only at what the programs made."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
