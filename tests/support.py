@@ -17,6 +17,7 @@ import uvicorn
 
 from leakguard import Finding, FindingKind, Observer, Scope
 from leakguard.core.hold import Hold
+from leakguard.core.watch import WATCH
 
 PATIENCE = 10.0
 """Seconds after which a wait for an event means that the test has failed."""
@@ -80,6 +81,14 @@ def line_marked(where: ModuleType | FunctionType | type, marker: str) -> int:
     ]
     assert len(found) == 1, f"{len(found)} lines are marked # {marker}"
     return found[0]
+
+
+def settle() -> None:
+    """Wait until the watch has done what was posted so far."""
+    done = threading.Event()
+    WATCH.start()
+    WATCH.post(done.set)
+    assert done.wait(PATIENCE)
 
 
 @contextmanager

@@ -6,11 +6,9 @@ import asyncio
 import gc
 import logging
 import tempfile
-import threading
 import tracemalloc
 import weakref
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -26,9 +24,8 @@ from starlette.routing import Route
 
 import leakguard
 from leakguard import History, LeakGuard, LeakGuardMiddleware, Log
-from leakguard.core.watch import WATCH
 from tests.load.client import call
-from tests.support import PATIENCE
+from tests.support import settle
 
 QUERY = text("SELECT 1")
 OURS = str(Path(leakguard.__file__).parent / "*")
@@ -231,10 +228,10 @@ async def _look(site: Site) -> Look:
     for _ in range(2):
         site.settle_leaks()
     site.renew()
-    _settle()
+    settle()
     for _ in range(3):  # SQLAlchemy's finalizers bring some of its own back once
         gc.collect()
-    _settle()
+    settle()
     mine = tracemalloc.take_snapshot().filter_traces(
         [tracemalloc.Filter(inclusive=True, filename_pattern=OURS)]
     )
@@ -257,11 +254,3 @@ def _be_quiet() -> None:
         logger = logging.getLogger(name)
         logger.propagate = False
         logger.addHandler(logging.NullHandler())
-
-
-def _settle() -> None:
-    done = threading.Event()
-    post: Callable[[Callable[[], None]], None] = WATCH.post
-    WATCH.start()
-    post(done.set)
-    assert done.wait(PATIENCE)

@@ -18,8 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import QueuePool
 
 from leakguard import FindingKind, LeakGuard
-from tests.model.machine import settle
-from tests.support import Recorder
+from tests.support import Recorder, settle
 
 QUERY = text("SELECT 1")
 Work = Callable[[AsyncEngine, list[Any]], Awaitable[None]]

@@ -17,8 +17,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from leakguard import Finding, FindingKind, LeakGuard, Observer, Scope
 from leakguard.core.hold import Hold
-from tests.model.machine import settle
-from tests.support import PATIENCE, Recorder
+from tests.support import PATIENCE, Recorder, settle
 
 QUERY = text("SELECT 1")
 THREADS = 16

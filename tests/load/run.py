@@ -19,10 +19,9 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 
 from leakguard import Finding, FindingKind, LeakGuard, Observer
-from leakguard.core.watch import WATCH
 from tests.load.application import HEALTHY, Site, leaking_paths
 from tests.load.client import InProcess, Request, Server, Tally
-from tests.support import PATIENCE, serving
+from tests.support import PATIENCE, serving, settle
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ class _Run:
         return sum(hold.resource == "connection" for hold in holds)
 
     def _compare_resolutions(self) -> None:
-        _settle()
+        settle()
         self._outcome.open_now = len(self._site.guard.open_holds())
         self._outcome.resolved = len(self._collecting.resolutions)
         if self._outcome.open_now or self._site.out():
@@ -224,10 +223,3 @@ def _allow_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if hard == resource.RLIM_INFINITY else hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-
-
-def _settle() -> None:
-    done = threading.Event()
-    WATCH.start()
-    WATCH.post(done.set)
-    assert done.wait(PATIENCE)

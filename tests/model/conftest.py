@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("tests.model.machine")
-
 
 @pytest.fixture
 def quiet_collector() -> Iterator[None]:
@@ -17,5 +15,6 @@ def quiet_collector() -> Iterator[None]:
     gc.freeze()
     gc.disable()
     yield
-    gc.enable()
     gc.unfreeze()
+    gc.collect()  # what the programs left would warn in another test, which is not about it
+    gc.enable()

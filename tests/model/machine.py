@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,8 @@ from sqlalchemy.pool import Pool, QueuePool
 
 from leakguard import FindingKind, LeakGuard, Scope
 from leakguard.core.hold import Hold
-from leakguard.core.watch import WATCH
 from tests.model.model import Model, ModelFinding, ModelHold, ModelScope
-from tests.support import PATIENCE, Recorder
+from tests.support import Recorder, settle
 
 PROGRAMS = int(os.environ.get("LEAKGUARD_PROGRAMS", "250"))
 """How many random programs of threads run; of tasks, a third as many."""
@@ -169,11 +167,3 @@ def run_programs(machine: type[Machine], *, programs: int, steps: int) -> None:
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
-
-
-def settle() -> None:
-    """Wait until the watch has done what was posted so far."""
-    done = threading.Event()
-    WATCH.start()
-    WATCH.post(done.set)
-    assert done.wait(PATIENCE)

@@ -96,11 +96,9 @@ class AsyncPrograms(Machine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
         self.threads_before = set(threading.enumerate())
         self.model = Model(patient=True)
         self.model.others_running = self._others_running
-        self.main: Actor = self.run(self._start(None))
         self.tasks: list[Actor] = []
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -109,7 +107,10 @@ class AsyncPrograms(Machine):
 
     @initialize(pool=st.sampled_from([AsyncAdaptedQueuePool, NullPool]))
     def begin(self, pool: type[Pool]) -> None:
-        """Make an engine and a guard that waits for other work as long as that takes."""
+        """Make a loop, an engine, and a guard that waits for other work as long as that takes."""
+        # Not when it is constructed: Hypothesis makes one program that it never runs.
+        self.loop = asyncio.new_event_loop()
+        self.main: Actor = self.run(self._start(None))
         options: dict[str, Any] = {} if pool is NullPool else {"max_overflow": -1}
         self.engine = create_async_engine(
             f"sqlite+aiosqlite:///{self.folder / 'model.db'}", poolclass=pool, **options
@@ -274,7 +275,7 @@ class AsyncPrograms(Machine):
     def drop(self, which: int) -> None:
         """Nobody refers to something any more."""
         thing = self.things.pop(which % len(self.things))
-        thing.real = None
+        self.run(_drop(thing))
         self.dropped.append(thing)
         self.see_what_went()
 
@@ -287,12 +288,12 @@ class AsyncPrograms(Machine):
 
     def teardown(self) -> None:
         """Everything ends, everything comes back, and nothing is left."""
-        try:
-            if self.begun:
+        if self.begun:
+            try:
                 self._end_everything()
-        finally:
-            self.run(self._shut_down())
-            self.loop.close()
+            finally:
+                self.run(self._shut_down())
+                self.loop.close()
 
     def _end_everything(self) -> None:
         try:
@@ -315,14 +316,17 @@ class AsyncPrograms(Machine):
         for actor in (self.main, *self.tasks):
             actor.task.cancel()
             await asyncio.wait([actor.task])
-        if hasattr(self, "engine"):
-            for thing in self.things:
-                await thing.real.close()
-            await self.engine.dispose()
+        for thing in self.things:
+            await thing.real.close()
+        await self.engine.dispose()
         # The drivers' threads need the loop until they have ended.
         for thread in set(threading.enumerate()) - self.threads_before:
             if thread.name.startswith("Thread-"):
                 await asyncio.to_thread(thread.join, PATIENCE)
+
+
+async def _drop(thing: Thing) -> None:
+    thing.real = None  # what goes at once goes while the loop runs: the driver asks for it
 
 
 async def _collect() -> None:

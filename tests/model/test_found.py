@@ -12,9 +12,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from leakguard import FindingKind, LeakGuard
-from tests.model.machine import settle
 from tests.model.test_model import Worker
-from tests.support import Recorder
+from tests.support import Recorder, settle
 
 QUERY = text("SELECT 1")
 
