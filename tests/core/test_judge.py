@@ -548,9 +548,28 @@ def test_the_deadline_for_other_work_comes_before_a_later_look() -> None:
         bench.look()
         assert bench.now == 105.5
         assert bench.kinds == [OUTLIVES, LEAKED]
+        assert bench.hold.waited == 5.0
         endless.cancel()
 
     asyncio.run(main())
+
+
+def test_work_that_has_ended_was_not_given_up() -> None:
+    """That the verdict waited is worth saying only where somebody was still at work."""
+    bench = Bench()
+    bench.holder.goes_on = False
+
+    async def main() -> None:
+        other = contextvars.copy_context().run(start_within, bench.scope)
+        bench.judge.close(bench.scope)
+        assert bench.kinds == [None]
+        bench.now = 105.0
+        other.cancel()
+        await settle()
+
+    asyncio.run(main())
+    assert bench.kinds == [None, LEAKED]
+    assert bench.hold.waited is None
 
 
 def test_work_that_outlives_its_scope_may_take_any_number_of_connections(

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from leakguard.core.finding import FindingKind
-from leakguard.core.verdict import CLEAN, Fate, Standing, Verdict, judge
+from leakguard.core.verdict import CLEAN, WAIT, Fate, Standing, Verdict, judge
 
 FLAGS = [
     "holder_running",
@@ -75,6 +75,15 @@ def test_every_standing_gets_its_verdict() -> None:
 def test_what_came_back_in_time_is_clean(resource: str) -> None:
     """The ordinary case has nothing to say."""
     assert judge(Standing(resource, Fate.RETURNED)) is CLEAN  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # one of the two
+
+
+def test_what_nobody_says_is_not_so() -> None:
+    """Without work that goes on there is no wait, and without a connection no excuse."""
+    assert judge(Standing("connection", Fate.OUT)) == Verdict(FindingKind.LEAKED)
+    assert judge(Standing("connection", Fate.OUT, others_running=True)) is WAIT
+    assert judge(Standing("session", Fate.OUT)) == Verdict(FindingKind.UNCLOSED_SESSION)
+    assert WAIT.wait
+    assert not CLEAN.wait
 
 
 def test_at_most_one_error_and_the_most_severe_names_it() -> None:
