@@ -260,6 +260,31 @@ def test_a_checkout_without_a_scope_by_a_session_that_has_one(
     session.close()
 
 
+def test_what_knows_no_scope_belongs_to_none(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Nothing is guessed: not even the one scope there is, with a session and a connection out."""
+
+    def without_scope() -> None:
+        session = Session(engine)
+        session.execute(QUERY)
+        connections.append(engine.connect())
+        session.close()
+
+    connections: list[Connection] = []
+    with guard.scope("request") as scope, Session(engine) as session:
+        session.execute(QUERY)
+        contextvars.Context().run(without_scope)
+        session.close()
+    told = [hold.scope for hold in recorder.holds_acquired[-5:]]  # the engine was made before
+    assert told == [scope, scope, None, None, None]
+    connections.clear()
+    gc.collect()
+    recorder.wait_for(lambda: recorder.findings)
+    assert recorder.kinds == [FindingKind.RECLAIMED]
+    assert "outside of any scope (no request context)" in str(recorder.findings[0])
+
+
 def test_an_async_session_of_an_outer_scope(
     guard: LeakGuard, recorder: Recorder, async_engine: AsyncEngine
 ) -> None:

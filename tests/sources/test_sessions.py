@@ -223,6 +223,7 @@ def test_a_session_may_be_used_again_after_close(
         session.execute(QUERY)
     (finding,) = recorder.findings
     assert finding.kind is FindingKind.LEAKED
+    assert finding.also == ()
     assert finding.hint.cause is not None
     assert "used again after close()" in finding.hint.cause
     session.close()
