@@ -63,7 +63,15 @@ async def leak(scope: Any, receive: Any, send: Any) -> None:
     take(guard, current_scope.get())
 
 
-@pytest.mark.parametrize("path, kinds", [("/export", []), ("/import", [FindingKind.LEAKED])])
+@pytest.mark.parametrize(
+    "path, kinds",
+    [
+        ("/export", []),
+        ("/import", [FindingKind.LEAKED]),
+        ("/export/{item_id}", [FindingKind.LEAKED]),
+        ("/api/export", [FindingKind.LEAKED]),
+    ],
+)
 def test_a_route_is_ignored(path: str, kinds: list[FindingKind]) -> None:
     """By its full template."""
     import asyncio  # noqa: PLC0415  (only here)
