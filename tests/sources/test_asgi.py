@@ -142,6 +142,24 @@ def test_a_request_is_a_scope(guard: LeakGuard, recorder: Recorder) -> None:
     ]
 
 
+def test_only_the_last_part_of_a_response_ends_it(guard: LeakGuard) -> None:
+    """A return during a long stream is in time."""
+    ended: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def send_and_look(message: Any) -> None:
+            await send(message)
+            request = current_scope.get()
+            assert request is not None
+            ended.append(request.responded_at is not None)
+
+        part = {"body": b"1", "more_body": True}
+        await respond(send_and_look, part, part, {"body": b"2"})
+
+    Client(middleware(app, guard)).run()
+    assert ended == [False, False, False, True]
+
+
 def test_a_file_that_the_server_sends_is_a_last_byte(guard: LeakGuard, recorder: Recorder) -> None:
     """The extension that hands a path to the server ends the response, too."""
 
