@@ -298,6 +298,15 @@ def test_connections_of_two_pools_are_not_nested(
     other.dispose()
 
 
+def test_connections_of_two_scopes_are_not_nested(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Each scope counts for itself: requests that run at once have a connection each."""
+    with guard.scope("one"), engine.connect(), guard.scope("another"), engine.connect():
+        pass
+    assert recorder.findings == []
+
+
 def test_one_connection_after_the_other_is_not_nested(
     guard: LeakGuard, recorder: Recorder, engine: Engine
 ) -> None:
