@@ -96,6 +96,16 @@ def test_events_are_kept_up_to_a_bound() -> None:
     assert all(event.at >= 0 for event in log.all())
 
 
+def test_an_event_tells_its_time_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In seconds after the scope opened."""
+    clock = iter([100.0, 100.0, 102.5])
+    monkeypatch.setattr("leakguard.core.scope.monotonic", lambda: next(clock))
+    log = EventLog()
+    log.add("first")
+    log.add("second")
+    assert [event.at for event in log.all()] == [0.0, 2.5]
+
+
 def test_no_events_are_kept_where_the_settings_say_so() -> None:
     """Adding to the null log does nothing."""
     guard = installed(events=False)
