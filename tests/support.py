@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import socket
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -89,6 +90,17 @@ def settle() -> None:
     WATCH.start()
     WATCH.post(done.set)
     assert done.wait(PATIENCE)
+
+
+async def drivers_ended(before: Collection[threading.Thread]) -> None:
+    """Wait for the threads that aiosqlite started since `before`: they need the loop to end."""
+    for thread in set(threading.enumerate()).difference(before):
+        if _AIOSQLITE.match(thread.name):
+            await asyncio.to_thread(thread.join, PATIENCE)
+
+
+_AIOSQLITE = re.compile(r"Thread-\d+( \(_connection_worker_thread\))?$")
+"""How its threads are called, now and before 0.22."""
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import QueuePool
 
 from leakguard import FindingKind, LeakGuard
-from tests.support import Recorder, settle
+from tests.support import Recorder, drivers_ended, settle
 
 QUERY = text("SELECT 1")
 Work = Callable[[AsyncEngine, list[Any]], Awaitable[None]]
@@ -125,6 +126,7 @@ async def one_round(  # noqa: PLR0913  (what is the same in all rounds)
     guard: LeakGuard, recorder: Recorder, folder: Path, work: Work, at: int, *, warm: bool
 ) -> bool:
     """Cancel the work at one await; say whether it came that far."""
+    threads = threading.enumerate()
     engine = create_async_engine(f"sqlite+aiosqlite:///{folder / 'cancelled.db'}")
     pool = engine.pool
     assert isinstance(pool, QueuePool)
@@ -158,6 +160,7 @@ async def one_round(  # noqa: PLR0913  (what is the same in all rounds)
     settle()
     assert guard.open_holds() == ()
     assert all(finding.resolved for finding in errors)
+    await drivers_ended(threads)
     return reached
 
 

@@ -29,7 +29,7 @@ from leakguard import FindingKind, LeakGuard
 from tests.model.machine import PROGRAMS, Machine, run_programs
 from tests.model.machine import Thing as Reference
 from tests.model.model import Model, ModelActor, ModelScope
-from tests.support import PATIENCE
+from tests.support import PATIENCE, drivers_ended
 
 QUERY = text("SELECT 1")
 TASKS_AT_MOST = 3
@@ -319,10 +319,7 @@ class AsyncPrograms(Machine):
         for thing in self.things:
             await thing.real.close()
         await self.engine.dispose()
-        # The drivers' threads need the loop until they have ended.
-        for thread in set(threading.enumerate()) - self.threads_before:
-            if thread.name.startswith("Thread-"):
-                await asyncio.to_thread(thread.join, PATIENCE)
+        await drivers_ended(self.threads_before)
 
 
 async def _drop(thing: Thing) -> None:

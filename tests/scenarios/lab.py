@@ -28,7 +28,7 @@ from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware
 from leakguard.core.settings import Mode
 from leakguard.core.watch import WATCH
 from tests.scenarios.databases import Database, Driver
-from tests.support import PATIENCE, Recorder
+from tests.support import PATIENCE, Recorder, drivers_ended
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -187,9 +187,7 @@ class Bench:
             disposing = engine.dispose()
             if disposing is not None:
                 await disposing
-        for thread in set(threading.enumerate()) - self._threads:
-            if "_connection_worker_thread" in thread.name:  # aiosqlite's, which needs the loop
-                await asyncio.to_thread(thread.join, PATIENCE)
+        await drivers_ended(self._threads)
 
     def all_back(self) -> None:
         """See that no hold is open, and that the pools say the same."""
