@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,9 @@ from tests.scenarios.databases import Databases  # noqa: E402  (rewritten by the
 
 
 @pytest.fixture(scope="session")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+def databases() -> Iterator[Databases]:
     """Give the databases of the run; each is started when it is first asked for."""
-    with Databases(tmp_path_factory.mktemp("databases")) as databases:
+    # Not in pytest's folder: every run that starts closes it to all but its own user, and
+    # PostgreSQL does not run as root.
+    with tempfile.TemporaryDirectory() as folder, Databases(Path(folder)) as databases:
         yield databases
