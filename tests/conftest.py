@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,20 @@ from leakguard import LeakGuard
 from leakguard.core.faults import FAULTS
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from tests.support import Recorder
+
+NEED_FASTAPI = [
+    "applications/test_around_the_request.py",
+    "applications/test_demo.py",
+    "applications/test_examples.py",
+    "applications/test_fastapi.py",
+    "applications/test_requests.py",
+    "scenarios/test_scenarios.py",
+    "scenarios/test_suite.py",
+    "sources/test_fastapi_routes.py",
+]
+"""Tests that are left out where Starlette is alone, as in some environments of scripts/matrix."""
+
+collect_ignore = [] if find_spec("fastapi") else NEED_FASTAPI
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
@@ -48,7 +48,7 @@ def test_the_application_s_debug_flag_is_found(
 ) -> None:
     """Behind whatever middleware stands between it and leakguard."""
     monkeypatch.delenv(MODE_VARIABLE, raising=False)
-    app = FastAPI(debug=debug)
+    app = Starlette(debug=debug)
     app.add_middleware(GZipMiddleware)
     app.add_middleware(CORSMiddleware)
     app.add_middleware(LeakGuardMiddleware, observers=[])
@@ -81,13 +81,13 @@ def test_an_application_without_the_flag_is_in_production(monkeypatch: pytest.Mo
 
 def test_an_argument_wins_over_the_flag() -> None:
     """The application's flag is a default, no more."""
-    middleware = LeakGuardMiddleware(FastAPI(debug=True), mode="testing")
+    middleware = LeakGuardMiddleware(Starlette(debug=True), mode="testing")
     assert middleware.guard.settings.mode is Mode.TESTING
 
 
 def test_the_stack_may_be_built_more_than_once(recorder: Recorder) -> None:
     """Starlette builds it anew when somebody asks, and a leak is found once all the same."""
-    app = FastAPI()
+    app = Starlette()
     app.add_middleware(LeakGuardMiddleware, observers=[recorder], mode="testing")
     stacks = [app.build_middleware_stack() for _ in range(2)]
     assert len(SQLALCHEMY.guards) == len(stacks)
@@ -100,8 +100,8 @@ def test_a_guard_of_its_own_goes_with_the_middleware(recorder: Recorder) -> None
     given = LeakGuard(observers=[recorder]).install()
     WATCH.start()
     guards = [
-        LeakGuardMiddleware(FastAPI(), given).guard,
-        LeakGuardMiddleware(FastAPI(), observers=[]).guard,
+        LeakGuardMiddleware(Starlette(), given).guard,
+        LeakGuardMiddleware(Starlette(), observers=[]).guard,
     ]
     gc.collect()
     done = threading.Event()
@@ -114,7 +114,7 @@ def test_a_guard_that_is_given_is_installed() -> None:
     """The one line is enough for it, too."""
     guard = LeakGuard()
     assert not guard.installed
-    middleware = LeakGuardMiddleware(FastAPI(), guard)
+    middleware = LeakGuardMiddleware(Starlette(), guard)
     assert guard.installed
     assert middleware.guard is guard
 
@@ -125,10 +125,10 @@ def test_what_is_no_guard_is_refused(guard: Any) -> None:
     with pytest.raises(
         SettingsError, match=r"guard=.* is not allowed: must be a LeakGuard, or None"
     ):
-        LeakGuardMiddleware(FastAPI(), guard)
+        LeakGuardMiddleware(Starlette(), guard)
 
 
 def test_a_guard_and_options_are_too_much() -> None:
     """Nobody could tell which of the two was to count, so neither is silently dropped."""
     with pytest.raises(SettingsError, match="frames=3 is not allowed: set it on the guard"):
-        LeakGuardMiddleware(FastAPI(), LeakGuard(), frames=3)
+        LeakGuardMiddleware(Starlette(), LeakGuard(), frames=3)

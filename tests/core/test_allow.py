@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator
 
-from fastapi import Depends, FastAPI
-from sqlalchemy import Engine, text
-from sqlalchemy.orm import Session
-
-from leakguard import LeakGuard, LeakGuardMiddleware, allow
+from leakguard import allow
 from tests.core.fakes import installed, take
-from tests.support import Recorder, fetch
 
 
 def test_the_block_s_end_is_its_end() -> None:
@@ -47,26 +41,3 @@ def test_a_block_that_is_left_elsewhere_changes_nothing_there() -> None:
         block.__exit__(None, None, None)
         assert take(guard).allowed == "something else"
     guard.uninstall()
-
-
-def test_a_synchronous_dependency_may_allow(
-    guard: LeakGuard, recorder: Recorder, engine: Engine
-) -> None:
-    """FastAPI runs its two halves in two threads, each with a context of its own."""
-    kept: list[Session] = []
-
-    def get_db() -> Iterator[Session]:
-        with allow("kept on purpose"):
-            kept.append(Session(engine))
-            yield kept[0]
-
-    app = FastAPI()
-
-    @app.get("/")
-    def read(db: Session = Depends(get_db)) -> int:  # noqa: B008, FAST002  (the form that most code has)
-        return int(db.execute(text("SELECT 1")).scalar_one())
-
-    app.add_middleware(LeakGuardMiddleware, guard=guard)
-    assert fetch(app, "/").json() == 1
-    assert recorder.findings == []
-    kept[0].close()

@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 from websockets.asyncio.client import connect
 
 from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware
@@ -110,6 +111,8 @@ class Bench:
         if self.driver.database == "SQLite":
             # Writers wait for one another; pools that belong to a thread are closed by another.
             defaults["connect_args"] = {"timeout": 60, "check_same_thread": False}
+            if self.driver.form == "async":  # not the default before SQLAlchemy 2.0.38
+                defaults["poolclass"] = AsyncAdaptedQueuePool
         if self.copies > 1 and "poolclass" not in options:
             # A scenario that takes two connections must not starve its copies.
             defaults |= {"pool_size": self.copies, "max_overflow": 2 * self.copies}

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 import anyio.lowlevel
@@ -12,6 +13,7 @@ from fastapi import Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -23,6 +25,11 @@ QUERY = text("SELECT 1")
 CANCELLED = replace(LEAKED, status=None, says="cancelled")
 DISCONNECTED = replace(LEAKED, says="cancelled")
 UNCLOSED = Expected(FindingKind.UNCLOSED_SESSION, "leak", status=None)
+_OPTIONS = inspect.signature(anyio.to_thread.run_sync).parameters
+ABANDONED: dict[str, Any] = {
+    "abandon_on_cancel" if "abandon_on_cancel" in _OPTIONS else "cancellable": True
+}
+"""What has a thread abandoned; the name is new since anyio 4.1."""
 
 
 async def see_cancelled(task: asyncio.Task[object]) -> None:
@@ -47,7 +54,7 @@ class Cancellable:
         with anyio.CancelScope() as cancel_scope:
             self.scopes.append(cancel_scope)
             await self.app(scope, receive, send)
-        if cancel_scope.cancelled_caught:
+        if cancel_scope.cancel_called:
             await Response(status_code=503)(scope, receive, send)
 
 
@@ -366,7 +373,8 @@ async def shielded_cleanup_async(lab: Lab) -> None:
             try:
                 await db.execute(obstruction.statement)
             finally:
-                with anyio.CancelScope(shield=True):
+                # SQLAlchemy 2.0.30 cannot roll back what it has closed when it was cancelled.
+                with anyio.CancelScope(shield=True), contextlib.suppress(DBAPIError):
                     await db.close()
 
     task = asyncio.create_task(lab.get("/"))
@@ -393,7 +401,7 @@ async def abandoned_thread_sync(lab: Lab) -> None:
     async def leak() -> None:
         with anyio.CancelScope() as scope:
             scopes.append(scope)
-            await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(work, **ABANDONED)
 
     task = asyncio.create_task(lab.get())
     await patiently(obstruction.running.wait())

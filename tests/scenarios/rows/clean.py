@@ -1,8 +1,9 @@
 """Correct code of every usual kind."""
 
+import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Depends, HTTPException
 from fastapi.responses import StreamingResponse
@@ -18,6 +19,10 @@ from tests.scenarios.models import ROWS, Item
 from tests.scenarios.suite import scenario
 
 QUERY = text("SELECT 1")
+FUNCTION_SCOPE: dict[str, Any] = (
+    {"scope": "function"} if "scope" in inspect.signature(Depends).parameters else {}
+)
+"""FastAPI has it from 0.121 on; before 0.118, every dependency closed before the response."""
 
 # --- 36: sessions that are used again -------------------------------------------------------------
 
@@ -160,7 +165,7 @@ async def function_scope_sync(lab: Lab) -> None:
             yield db
 
     @lab.app.get("/")
-    def clean(db: Annotated[Session, Depends(get_db, scope="function")]) -> None:
+    def clean(db: Annotated[Session, Depends(get_db, **FUNCTION_SCOPE)]) -> None:
         db.execute(QUERY)
 
     await lab.get("/")
@@ -173,7 +178,7 @@ async def function_scope_async(lab: Lab) -> None:
             yield db
 
     @lab.app.get("/")
-    async def clean(db: Annotated[AsyncSession, Depends(get_db, scope="function")]) -> None:
+    async def clean(db: Annotated[AsyncSession, Depends(get_db, **FUNCTION_SCOPE)]) -> None:
         await db.execute(QUERY)
 
     await lab.get("/")
