@@ -8,14 +8,12 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
 
-from examples.demo import claims, pages
+from examples.demo import claims, interruption, pages
 from examples.demo.application import Example, both, mounted
 from examples.demo.claims import Claim
 from examples.demo.lifecycle import Life, live, variations
@@ -30,9 +28,7 @@ HIGHEST_PORT = 65535
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demonstration. Gives the exit code: 1 if what was observed is not what it says."""
     options = parse(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Also where a shell started this in the background, which makes it deaf to Ctrl-C.
-        signal.signal(number, _interrupt)
+    interruption.listen()
     try:
         with prepared():
             return demonstrate(Screen(), options.port, serve=options.serve)
@@ -41,10 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the pages has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-
-
-def _interrupt(number: int, _: object) -> NoReturn:
-    raise KeyboardInterrupt(number)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -150,7 +142,7 @@ def leave_running(screen: Screen, port: int) -> None:
     try:
         with both() as examples, serving(mounted(*examples), listener):
             pages.urls(screen, port_of(listener))
-            threading.Event().wait()
+            interruption.wait()
     except KeyboardInterrupt:
         screen.say("Stopped.")
 

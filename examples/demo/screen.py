@@ -17,6 +17,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from examples.demo.interruption import heed
+
 NARROWEST, WIDEST = 60, 140
 """Columns that a table needs, and that the eye bears."""
 PROSE = 100
@@ -47,6 +49,7 @@ class Screen:
 
     def show(self, *things: RenderableType, width: int = WIDEST) -> None:
         """Print things, and an empty line."""
+        heed()
         with self._console.capture() as captured:
             self._console.print(Group(*things), width=min(width, self._console.width))
         # Without the blanks that fill a line: they are a nuisance in a file.

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
+from examples.demo.interruption import heed
+
 HOST = "127.0.0.1"
 PATIENCE = 20.0
 """Seconds for what takes milliseconds: whoever waits that long waits in vain."""
@@ -27,6 +29,7 @@ class Answer(NamedTuple):
 
 def get(port: int, path: str) -> Answer:
     """Send one request. Past every proxy: it is for this machine."""
+    heed()
     connection = HTTPConnection(HOST, port, timeout=PATIENCE)
     try:
         connection.request("GET", path)

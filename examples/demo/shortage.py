@@ -8,6 +8,7 @@ from time import perf_counter, sleep
 from sqlalchemy import create_engine
 
 from examples.demo.application import Example
+from examples.demo.interruption import heed
 from examples.demo.lifecycle import GOOD_ITEM, MISSING_ITEM, listening, uncollected
 from examples.demo.observation import Watch
 from examples.demo.server import PATIENCE, Answer, get
@@ -62,6 +63,7 @@ def run_dry(example: Example, watch: Watch, port: int) -> Shortage:
     out = example.connections_out()
     patience = perf_counter() + PATIENCE
     while not all(finding.resolved for finding in leaks) and perf_counter() < patience:
+        heed()
         sleep(0.01)  # leakguard learns of it in a thread of its own
     return Shortage(
         failing,

@@ -446,6 +446,28 @@ def test_ctrl_c_ends_it_at_once(interruption: signal.Signals, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interruption_is_not_lost_in_a_finalizer() -> None:
+    """A signal that comes while a callback runs whose exceptions Python swallows counts, too."""
+    script = """
+import signal, weakref
+from examples.demo import interruption
+
+class Object: ...
+
+interruption.listen()
+thing = Object()
+reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+del thing
+try:
+    interruption.heed()
+except KeyboardInterrupt as interrupt:
+    print(interrupt)
+"""
+    with start("-c", script) as process:
+        output = finish(process)
+    assert (output.code, output.text.strip(), output.errors) == (0, str(int(signal.SIGTERM)), "")
+
+
 def test_it_stops_quietly_when_nobody_reads_on() -> None:
     """Piped into a reader that has seen enough, it leaves no traceback."""
     with start(*DEMO) as process:
