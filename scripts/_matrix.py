@@ -180,7 +180,7 @@ def run(names: Sequence[str], pythons: Sequence[str]) -> dict[str, Any]:
                 *(sys.executable, "-m", "tox", "run-parallel"),
                 *("--parallel", str(AT_ONCE), "--parallel-no-spinner", "--recreate"),
                 *("--result-json", str(results), "--workdir", str(WORK)),
-                *(option for python in pythons for option in ("--discover", python)),
+                *("--discover", *pythons),
                 *("-e", ",".join(names)),
             ],
             cwd=ROOT,

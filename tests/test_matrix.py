@@ -23,6 +23,11 @@ NEWEST = "py313-sqlalchemy21-fastapi"
 ALONE = "py311-sqlalchemy21-starlette"
 
 
+def test_the_page_has_a_place_for_the_table() -> None:
+    """Else a run of hours ends in an error."""
+    assert "| the table |" in page.written(page.PAGE.read_text(), "| the table |")
+
+
 # --- which environments ---------------------------------------------------------------------------
 
 
