@@ -112,7 +112,7 @@ _FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
     "pool": lambda f: f.pool,
     "pool_out": lambda f: f.usage and f.usage.out,
     "pool_capacity": lambda f: f.usage and f.usage.capacity,
-    "same_line": lambda f: f.usage and f.usage.same_line,
+    "pool_same_line": lambda f: f.usage and f.usage.same_line,
     "resource": lambda f: f.hold and f.hold.resource,
     "created_at": lambda f: f.hold and _site_dict(f.hold.created_at),
     "acquired_at": lambda f: f.hold and _site_dict(f.hold.acquired_at),
@@ -295,12 +295,11 @@ def _hands(kind: FindingKind, holder: str) -> str:
 def _usage(usage: PoolUsage, finding: Finding) -> str:
     hold = finding.hold
     site = hold and (hold.created_at or hold.acquired_at)
-    same_line = f"{usage.same_line} {{}} from {site}" if site and usage.same_line else ""
     if usage.out is None:
         count, which = "its class does not count connections", "known to be out"
     else:
         count, which = f"{usage.out} of {usage.capacity or 'unlimited'} out", "of them"
-    return f"{count}, {same_line.format(which)}" if same_line else count
+    return f"{count}, {usage.same_line} {which} from {site}" if site and usage.same_line else count
 
 
 def _seen(finding: Finding) -> str:

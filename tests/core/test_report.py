@@ -104,6 +104,14 @@ def test_a_report_with_little_to_say() -> None:
     )
 
 
+def test_a_path_is_no_pattern() -> None:
+    """A folder or file may have any name, as that of a template of projects has."""
+    one = finding()
+    assert isinstance(one.hold, FakeConnection)
+    one.hold.session = construct(make_guard(), None, site_at("{slug}/db.py", 12, "get_db"))
+    assert "11 of them from {slug}/db.py:12 in get_db\n" in str(one)
+
+
 def test_the_callers_are_shown_up_to_a_few() -> None:
     """Where the settings keep them, and no more than help."""
     text = render(finding(callers=9))
