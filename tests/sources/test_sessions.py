@@ -549,6 +549,21 @@ def test_nothing_is_remembered_of_sessions_that_are_gone(guard: LeakGuard, engin
     assert len(sessions._alive) == before  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
 
 
+def test_little_is_remembered_of_session_classes(
+    guard: LeakGuard, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that makes classes of its own all the time costs no more and more memory."""
+    monkeypatch.setattr("leakguard.sources.sqlalchemy.sessions._INITIALISERS_LIMIT", 5)
+    source = "def __init__(self, *args):\n Session.__init__(self, *args)\n self.number = {}"
+    for number in range(20):
+        namespace: dict[str, Any] = {"Session": Session}
+        exec(source.format(number), namespace)  # noqa: S102  (our own)
+        made = type("Made", (Session,), {"__init__": namespace["__init__"]})
+        made(engine).close()
+    sessions = SQLALCHEMY._sessions  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+    assert 0 < len(sessions._initialisers) <= 5  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
+
+
 @pytest.mark.parametrize("end", ["reset", "invalidate"])
 def test_other_ends_of_a_session_count(
     guard: LeakGuard, recorder: Recorder, engine: Engine, end: str

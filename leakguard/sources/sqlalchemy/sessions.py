@@ -137,6 +137,8 @@ class Sessions:
             code = frame.f_code
             known = self._initialisers.get(code)
             if known is None:
+                if len(self._initialisers) >= _INITIALISERS_LIMIT:  # a program that makes classes
+                    self._initialisers.clear()
                 known = self._initialisers[code] = _initialises_session(frame)
             if not known:
                 break
@@ -218,6 +220,9 @@ def _in_dropped_generator() -> bool:
     task = current_task()
     return task is not None and type(task.get_coro()).__name__ == _CLOSES_GENERATOR
 
+
+_INITIALISERS_LIMIT: Final = 1000
+"""Of how many `__init__` methods it is remembered whether they are those of a session class."""
 
 _CLOSES_GENERATOR: Final = "async_generator_athrow"
 """The type of what `aclose()` returns; only the loop makes a task of that alone."""
