@@ -53,7 +53,9 @@ class Checkout(ConnectionHold):
     @property
     def open(self) -> bool:
         proxy = self.ref()
-        if proxy is None:  # collected, and the finalizer that says so is yet to run
+        # One that is gone was collected, and the finalizer that says so is yet to run. One that is
+        # detached may be invalidated, which closes nothing; that it is closed is told by an event.
+        if proxy is None or self.detached:
             return self.released_monotonic is None
         return proxy.is_valid
 
