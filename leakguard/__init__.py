@@ -2,18 +2,18 @@
 
 from leakguard.core.allow import allow
 from leakguard.core.callsite import CallSite, Frame
-from leakguard.core.finding import Finding, FindingKind, Severity
+from leakguard.core.finding import Evidence, Finding, FindingKind, Hint, PoolUsage, Severity
 from leakguard.core.hold import Hold
 from leakguard.core.ignore import ignore_function, ignore_route
 from leakguard.core.observer import Observer
-from leakguard.core.scope import Scope
+from leakguard.core.scope import Event, Scope
 from leakguard.exceptions import (
     ConnectionLeakError,
     ConnectionLeakWarning,
     LeakGuardError,
     SettingsError,
 )
-from leakguard.observers.history import History
+from leakguard.observers.history import Group, History
 from leakguard.observers.log import Log
 from leakguard.observers.warnings import Warnings
 from leakguard.sources.sqlalchemy import ignore_engine
@@ -23,9 +23,13 @@ __all__ = [
     "CallSite",
     "ConnectionLeakError",
     "ConnectionLeakWarning",
+    "Event",
+    "Evidence",
     "Finding",
     "FindingKind",
     "Frame",
+    "Group",
+    "Hint",
     "History",
     "Hold",
     "LeakGuard",
@@ -33,6 +37,7 @@ __all__ = [
     "LeakGuardMiddleware",
     "Log",
     "Observer",
+    "PoolUsage",
     "Scope",
     "SettingsError",
     "Severity",

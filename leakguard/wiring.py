@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
 from leakguard.core.guard import Guard
 from leakguard.core.settings import Mode, Options, build_settings, default_mode
@@ -13,6 +13,7 @@ from leakguard.observers.history import History
 from leakguard.observers.log import Log
 from leakguard.observers.warnings import Warnings
 from leakguard.sources.asgi import AsgiApp, RequestScopes
+from leakguard.sources.routes import layers
 from leakguard.sources.sqlalchemy import SQLALCHEMY, check_engines
 
 if TYPE_CHECKING:
@@ -89,13 +90,7 @@ _DEFAULT_OBSERVERS: Final[dict[Mode, Callable[[], tuple[Observer, ...]]]] = {
 """Makes the observers of a mode, anew for each guard."""
 
 
-_WRAPPED_AT_MOST: Final = 100
-
-
-def _debug(app: Any) -> bool:  # noqa: ANN401  (any ASGI application)
+def _debug(app: AsgiApp) -> bool:
     """Find the application's `debug` flag behind the middleware between it and here."""
-    for _ in range(_WRAPPED_AT_MOST):
-        if hasattr(app, "debug"):
-            return app.debug is True
-        app = getattr(app, "app", None)
-    return False
+    flags = (layer.debug for layer in layers(app) if hasattr(layer, "debug"))
+    return next(flags, False) is True

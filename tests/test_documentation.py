@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 import leakguard
-from leakguard import Finding, FindingKind, Hold, Observer, Scope
+from leakguard import (
+    CallSite,
+    Event,
+    Evidence,
+    Finding,
+    FindingKind,
+    Group,
+    Hint,
+    Hold,
+    LeakGuard,
+    Observer,
+    PoolUsage,
+    Scope,
+)
+from leakguard.core.diagnosis import Case, diagnose
 from leakguard.core.settings import Mode, Options, build_settings
+from tests.core import fakes
+from tests.core.fakes import make_finding
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -36,15 +54,22 @@ def names(text: str) -> set[str]:
     return set(re.findall(r"`(\w+)", text))
 
 
+WORD = re.compile(r"`(\w+)`")
+"""A word that stands alone between backticks."""
+
+
 def test_every_public_name_is_documented() -> None:
     """The reference names all of `__all__`."""
     assert set(leakguard.__all__) <= names(REFERENCE)
 
 
 def test_all_is_what_there_is() -> None:
-    """`__all__` is sorted, complete and free of names that do not exist."""
+    """`__all__` is sorted, and names all that the package has beside its modules."""
     assert leakguard.__all__ == sorted(leakguard.__all__, key=lambda name: (name.islower(), name))
-    assert all(hasattr(leakguard, name) for name in leakguard.__all__)
+    public = {name: value for name, value in vars(leakguard).items() if not name.startswith("_")}
+    assert set(leakguard.__all__) == {
+        name for name, value in public.items() if not isinstance(value, ModuleType)
+    }
 
 
 def test_every_kind_is_documented_with_its_severity() -> None:
@@ -69,18 +94,60 @@ def test_the_presets_are_documented() -> None:
     ]
     for name in ("statements", "events"):
         assert told[name] == ["yes" if getattr(preset, name) else "no" for preset in presets]
+    observers = [[type(one).__name__ for one in LeakGuard(mode=mode).observers] for mode in modes]
+    assert [WORD.findall(cell) for cell in told["observers"]] == observers
+    defaults = {cells[0].strip("`"): cells[1] for cells in rows("setting")}
+    assert {float(defaults["late_after"])} == {preset.late_after for preset in presets}
 
 
-@pytest.mark.parametrize("noun", [Finding, Hold, Scope, Observer])
+def test_every_fact_is_documented() -> None:
+    """The table of `to_dict()` has all of its names."""
+    documented = [name for cells in rows("`to_dict()`") for name in WORD.findall(cells[0])]
+    assert sorted(documented) == sorted(make_finding().to_dict())
+
+
+@pytest.mark.parametrize(
+    "noun",
+    [CallSite, Event, Evidence, Finding, Group, Hint, Hold, Observer, PoolUsage, Scope],
+)
 def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
     """What a noun offers publicly is in the reference."""
-    internal = {
+    internal: set[str] = {
         Hold: {"open", "usage", "lost_when_collected", *Hold.__slots__} - {"pool", "scope"},
         Scope: {"enter", "leave", "failed", "started", *Scope.__slots__}
         - {"type", "status", "cancelled", "exception", "trace_id"},
+        CallSite: {"code"},
     }.get(noun, set())
     public = {name for name in vars(noun) if not name.startswith("_")} - internal
     assert public <= names(REFERENCE)
+
+
+def test_the_report_of_the_readme_is_one() -> None:
+    """It is what `str(finding)` gives for such a leak, word for word."""
+    scope = fakes.ended_scope(fakes.make_guard())
+    scope.status, scope.exception = 500, "NoResultFound"
+    hold = fakes.take(scope.guard, scope, fakes.site_at("app/items.py", 41, "read_item"))
+    hold.session = fakes.construct(scope.guard, None, fakes.site_at("app/db.py", 12, "get_db"))
+    hold.statement_text = "SELECT items.id, items.name FROM items WHERE items.id = ?"
+    get_db: dict[str, Any] = {}
+    exec("def get_db():\n db = Session()\n yield db\n db.close()", get_db)  # noqa: S102  (our own)
+    case = Case(
+        FindingKind.LEAKED,
+        constructor=get_db["get_db"].__code__,
+        by_session=True,
+        exception=scope.exception,
+    )
+    finding = Finding(
+        kind=case.kind,
+        hold=hold,
+        scope=scope,
+        pool="main",
+        hint=diagnose(case),
+        fingerprint="aec4887136a72ccd",
+        evidence=Evidence(held_for=0.011, idle_for=0.004, in_transaction=True),
+        usage=PoolUsage(1, 15, 1),
+    )
+    assert f"```\n{finding}\n```" in README
 
 
 def python_blocks() -> list[str]:

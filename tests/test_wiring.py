@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
-import threading
+import logging
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.pool import QueuePool
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from leakguard import History, LeakGuard, LeakGuardMiddleware, Log, SettingsError, Warnings
 from leakguard.core.settings import MODE_VARIABLE, Mode
-from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy import SQLALCHEMY
-from tests.support import PATIENCE, Recorder, fetch
+from tests.support import Recorder, fetch, settle
 
 
 @pytest.mark.parametrize(
@@ -30,8 +31,24 @@ from tests.support import PATIENCE, Recorder, fetch
 def test_a_mode_has_its_observers(mode: str, kinds: list[type]) -> None:
     """Each mode tells those whom its users look at."""
     guard = LeakGuard(mode=mode)
-    assert [guard.observers.find(kind) is not None for kind in kinds] == [True] * len(kinds)
+    assert [type(observer) for observer in guard.observers] == kinds
     assert (guard.history is not None) is (History in kinds)
+
+
+@pytest.mark.parametrize("mode, lines", [("production", 0), ("development", 1)])
+def test_notices_are_logged_in_development_only(
+    mode: str, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is legal and worth knowing is for those who write the code."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    caplog.set_level(logging.DEBUG, "leakguard")
+    with LeakGuard(mode=mode) as guard, guard.scope("job"), engine.connect(), engine.connect():
+        pass
+    logged = [record for record in caplog.records if record.name == "leakguard"]
+    assert [record.getMessage().partition(":")[0] for record in logged] == [
+        "nested_checkout"
+    ] * lines
+    engine.dispose()
 
 
 def test_observers_that_are_given_replace_the_default_ones() -> None:
@@ -98,15 +115,12 @@ def test_the_stack_may_be_built_more_than_once(recorder: Recorder) -> None:
 def test_a_guard_of_its_own_goes_with_the_middleware(recorder: Recorder) -> None:
     """Applications come and go in tests; the guard that one was given stays."""
     given = LeakGuard(observers=[recorder]).install()
-    WATCH.start()
     guards = [
         LeakGuardMiddleware(Starlette(), given).guard,
         LeakGuardMiddleware(Starlette(), observers=[]).guard,
     ]
     gc.collect()
-    done = threading.Event()
-    WATCH.post(done.set)
-    assert done.wait(PATIENCE)
+    settle()
     assert [guard.installed for guard in guards] == [True, False]
 
 

@@ -52,7 +52,7 @@ class Guard:
     ) -> None:
         self.settings = settings
         self.installed = False
-        self._was_installed = False
+        self._warns_uninstalled = settings.mode is not Mode.OFF
         self.observers = Observers(observers, FAULTS)
         self._sources = tuple(sources)
         self._register = Register(settings.ignore, FAULTS)
@@ -67,7 +67,8 @@ class Guard:
             if not self.installed and self.settings.mode is not Mode.OFF:
                 for source in self._sources:
                     source.attach(self)
-                self.installed = self._was_installed = True
+                self.installed = True
+                self._warns_uninstalled = False
                 WATCH.join()
         return self
 
@@ -104,8 +105,8 @@ class Guard:
         for setting, value in (("name", name), ("type", type)):
             if not isinstance(value, str) or not value:
                 raise SettingsError(setting, value, "must be a string of at least one character")
-        if not self._was_installed and self.settings.mode is not Mode.OFF:
-            self._was_installed = True  # say so once
+        if self._warns_uninstalled:
+            self._warns_uninstalled = False  # once
             LOGGER.warning(
                 "scope %r is opened, but its guard was never installed, so that nothing is "
                 "watched: call install(), or use the guard in a with block",
@@ -191,8 +192,8 @@ class Guard:
         Called from finalizers, that is, at any point of any code: it takes no lock and leaves
         everything that might to the watch.
         """
+        hold.collected = True  # first: released and not collected would mean that it was given back
         hold.released_monotonic = monotonic()
-        hold.collected = True
         WATCH.post(partial(self._after_collection, hold))
 
     def _forget_open(self) -> None:
@@ -229,15 +230,16 @@ class Guard:
         elif isinstance(hold, ConnectionHold):
             self._judge.collected(hold)
         else:
-            self._forget_surplus(hold.scope, hold)
+            self._forget_surplus(hold)
         if hold in self._unresolved:
             self._resolve(hold)
         observers = self.observers
         if observers.released:
             observers.tell(observers.released, hold)
 
-    def _forget_surplus(self, scope: Scope | None, session: Hold) -> None:
+    def _forget_surplus(self, session: Hold) -> None:
         """Keep no more than some of the sessions that nobody closed for the end of their scope."""
+        scope = session.scope
         if scope is not None:
             scope.sessions_collected += 1
             if scope.sessions_collected > _NOTABLE_LIMIT:
@@ -276,7 +278,8 @@ class Guard:
 
 
 _NOTABLE_LIMIT: Final = 100
-"""Of how many holds that nobody waits for a scope remembers that there is something to say."""
+"""How many holds a scope remembers for its end: notices on returned connections, and sessions that
+the collector took."""
 
 _RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE})
 

@@ -121,14 +121,16 @@ class Judge:
     def _close_session(self, scope: Scope, hold: SessionHold) -> None:
         if not hold.collected and not hold.open:
             return
-        accounted_for = hold.connection_lost or (hold.holder is not None and hold.holder.running())
+        lost = hold.connection_lost
+        holder_running = not lost and hold.holder is not None and hold.holder.running()
         # Asked last: it takes a look at every task of the loop.
-        known = accounted_for or hold.collected or hold.site in self._untidy
+        known = lost or holder_running or hold.collected or hold.site in self._untidy
         standing = Standing(
             "session",
             Fate.OUT,
+            holder_running=holder_running,
             others_running=not known and bool(_running(scope, loop_ref())),
-            with_connection=accounted_for,
+            with_connection=lost,
         )
         verdict = judge(standing)
         if verdict.kind is not None and len(self._untidy) < _UNTIDY_LIMIT:

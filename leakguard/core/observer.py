@@ -21,8 +21,9 @@ class Observer:
     """Derive from it and override what you want to be told; every method here does nothing.
 
     The methods are called where things happen, in the request's own task or thread, and must
-    not block. `resolved`, and `found` and `released` where a verdict had to wait or only the
-    garbage collector noticed, are called in leakguard's watch thread.
+    not block. `resolved` is called in a thread of leakguard's own. So are `found` and `released`
+    where only the garbage collector noticed, or where a wait reached its end; where a verdict
+    waited for a task, `found` is called on that task's event loop.
     An observer that raises is logged once and is not called again; the request never notices.
     """
 
@@ -69,6 +70,9 @@ class Observers:
                 method(subject)
             except Exception as error:  # noqa: BLE001  (whatever a user's code raises)
                 self._disable(observer, error)
+
+    def __iter__(self) -> Iterator[Observer]:
+        return iter(self._observers)
 
     def find(self, kind: type[ObserverT]) -> ObserverT | None:
         """Give the first observer of a class."""

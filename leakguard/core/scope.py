@@ -29,23 +29,20 @@ class Event(NamedTuple):
 
 
 class EventLog:
-    """The first events of a scope, up to a bound; how many more there were is counted."""
+    """The first events of a scope, up to a bound."""
 
     LIMIT: Final = 200
 
-    __slots__ = ("_events", "_opened", "missed")
+    __slots__ = ("_events", "_opened")
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._opened = monotonic()
-        self.missed = 0
 
     def add(self, what: str, where: CallSite | None = None) -> None:
-        """Note that `what` happens now."""
+        """Note that `what` happens now, if there is room for it."""
         if len(self._events) < self.LIMIT:
             self._events.append(Event(monotonic() - self._opened, what, where))
-        else:
-            self.missed += 1
 
     def all(self) -> tuple[Event, ...]:
         """Give the events in order."""
@@ -95,7 +92,8 @@ class Scope:
         """`"http"`, `"websocket"`, `"test"`, `"job"` or what the one who opened it says."""
         self._name = name
         self.status: int | None = None
-        """The status of the response; `None` where none was begun."""
+        """The status of the response; 500 where an exception left the application before one was
+        begun, else `None` where none was."""
         self.cancelled: bool = False
         """Whether the work was cancelled."""
         self.exception: str | None = None

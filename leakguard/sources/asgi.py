@@ -20,8 +20,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
-_LAST_MESSAGES: Final = frozenset({"http.response.body", "http.response.pathsend"})
-
 
 class RequestScopes:
     """ASGI middleware that opens a scope for every request and WebSocket connection.
@@ -43,7 +41,7 @@ class RequestScopes:
         request = RequestScope(guard, scope, self.app)
         guard.open_scope(request)
         try:
-            await self.app(scope, request.watching(receive), request.watching_send(send))
+            await self.app(scope, request.noting_receive(receive), request.noting_send(send))
         except BaseException as error:
             request.failed(error)
             raise
@@ -114,22 +112,22 @@ class RequestScope(Scope):
         else:
             self._route = known
 
-    def watching(self, receive: Receive) -> Receive:
+    def noting_receive(self, receive: Receive) -> Receive:
         """Notice a client that goes away before the response is complete."""
 
-        async def watching_receive() -> Message:
+        async def noting() -> Message:
             message = await receive()
             if message.get("type") == "http.disconnect" and self.responded_at is None:
                 self.cancelled = True
                 self.log.add("client disconnected")
             return message
 
-        return watching_receive
+        return noting
 
-    def watching_send(self, send: Send) -> Send:
+    def noting_send(self, send: Send) -> Send:
         """Notice the status and the last byte of the response."""
 
-        async def watching_send(message: Message) -> None:
+        async def noting(message: Message) -> None:
             kind = message.get("type")
             if kind in _LAST_MESSAGES:
                 if not message.get("more_body", False):
@@ -140,7 +138,7 @@ class RequestScope(Scope):
                 self.log.add("response started")
             await send(message)
 
-        return watching_send
+        return noting
 
 
 _PREFIXES: Final = {"http": "HTTP", "websocket": "WEBSOCKET"}
@@ -151,6 +149,7 @@ _OTHER_METHOD: Final = "_OTHER"
 """What a client made up, as OpenTelemetry calls it: names must not depend on what clients send."""
 _SERVER_ERROR: Final = 500
 """What the server, or the error handler outside, answers when no response was begun."""
+_LAST_MESSAGES: Final = frozenset({"http.response.body", "http.response.pathsend"})
 _START_MESSAGES: Final = frozenset({"http.response.start", "websocket.http.response.start"})
 
 mark_boundary(__file__)

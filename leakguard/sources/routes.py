@@ -112,15 +112,21 @@ def _template(route: Any, request: dict[str, Any]) -> str | None:  # noqa: ANN40
 
 def _router_behind(app: Any) -> Any:  # noqa: ANN401  (any ASGI application)
     """Find what has the routes behind the middleware around it; `None` in other frameworks."""
-    for _ in range(_WRAPPED_AT_MOST):
-        routes: list[Any] | None = getattr(app, "routes", None)
+    for layer in layers(app):
+        routes: list[Any] | None = getattr(layer, "routes", None)
         # Other frameworks may call something else their routes; Starlette's can be matched.
         if isinstance(routes, list) and all(hasattr(route, "matches") for route in routes[:1]):
-            return app
-        app = getattr(app, "app", None)
-        if app is None:
-            break
+            return layer
     return None
+
+
+def layers(app: Any) -> Iterator[Any]:  # noqa: ANN401  (any ASGI application)
+    """Give an application and what it wraps, from the outside inwards."""
+    for _ in range(_WRAPPED_AT_MOST):  # one that wraps itself has no end
+        if app is None:
+            return
+        yield app
+        app = getattr(app, "app", None)
 
 
 def _original_paths(scope: AsgiScope) -> dict[str, str]:

@@ -242,7 +242,7 @@ def test_correct_applications_are_left_in_peace(
             await asyncio.gather(*(client.get(f"{url}/clean/{path}") for path in CLEAN * 8))
 
     app = make_app(shop)
-    app.add_middleware(LeakGuardMiddleware, mode=mode, observers=[recorder])
+    app.add_middleware(LeakGuardMiddleware, mode=mode, observers=[recorder], late_after=PATIENCE)
     with serving(app) as url:
         asyncio.run(requests(url))
         with connect(f"ws://{urlsplit(url).netloc}/clean/websocket/attic") as websocket:

@@ -27,8 +27,9 @@ def test_time_stands_still_when_it_is_back() -> None:
     hold = take(guard)
     assert hold.idle_for <= hold.held_for
     hold.give_back()
-    assert hold.held_for == hold.held_for
-    assert hold.idle_for == hold.idle_for
+    assert hold.released_monotonic is not None
+    assert hold.held_for == hold.released_monotonic - hold.acquired_monotonic
+    assert hold.idle_for == hold.released_monotonic - hold.used_monotonic
     guard.uninstall()
 
 

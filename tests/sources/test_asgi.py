@@ -298,7 +298,7 @@ def test_a_connection_that_comes_back_late_is_noticed(recorder: Recorder, engine
     assert finding.evidence.late_by > 0
 
 
-def test_in_time_is_not_late(guard: LeakGuard, recorder: Recorder, engine: Engine) -> None:
+def test_in_time_is_not_late(recorder: Recorder, engine: Engine) -> None:
     """A background task that is quick enough is nothing to mention."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -307,7 +307,9 @@ def test_in_time_is_not_late(guard: LeakGuard, recorder: Recorder, engine: Engin
         await respond(send)
         await asyncio.to_thread(session.close)
 
-    Client(middleware(app, guard)).run()
+    patient = LeakGuard(mode="testing", observers=[recorder], late_after=PATIENCE)
+    Client(middleware(app, patient)).run()
+    patient.uninstall()
     assert recorder.findings == []
 
 

@@ -87,7 +87,7 @@ def _someone_listens_to_dialects() -> bool:
     try:
         names: list[str] = dispatch._event_names  # noqa: SLF001  (no public way; tested)
         return any(getattr(dispatch, name)._clslevel.get(Dialect) for name in names)  # noqa: SLF001  (no public way; tested)
-    except AttributeError:  # pragma: no cover  (a future SQLAlchemy; the flag only costs time)
+    except AttributeError:  # pragma: no cover - a future SQLAlchemy; the flag only costs time
         return True
 
 
