@@ -7,6 +7,7 @@ import inspect
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,14 @@ def settle() -> None:
     WATCH.start()
     WATCH.post(done.set)
     assert done.wait(PATIENCE)
+
+
+def patiently(condition: Callable[[], object]) -> None:
+    """Ask again and again until `condition()` is true: of what is in another process."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s"
+        time.sleep(0.02)
 
 
 async def drivers_ended(before: Collection[threading.Thread]) -> None:

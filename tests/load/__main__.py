@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.load.run import Outcome, Plan, run
+from tests.load.plan import SERVERS, Plan
+from tests.load.run import Outcome, run
 
 SHOWN = 10
 
@@ -17,7 +18,8 @@ def main() -> int:
     parser.add_argument("--leaks", type=int, default=500)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--server", choices=["uvicorn", "in-process"], default="uvicorn")
+    parser.add_argument("--server", choices=SERVERS, default=SERVERS[0])
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--mode", choices=["production", "development"], default="production")
     plan = Plan(**vars(parser.parse_args()))
     outcome = run(plan)

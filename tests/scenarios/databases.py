@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
@@ -21,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from tests.scenarios.models import make_tables
-from tests.support import PATIENCE
+from tests.support import PATIENCE, patiently
 
 Form = Literal["sync", "async"]
 T = TypeVar("T")
@@ -175,14 +174,6 @@ class MariaDB(Server):
         processes = f"SELECT 1 FROM information_schema.processlist WHERE id = {pid}"  # noqa: S608  (a number)
         patiently(lambda: not cursor.execute(processes))
         watching.close()
-
-
-def patiently(condition: Callable[[], object]) -> None:
-    """Ask again and again until `condition()` is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s"
-        time.sleep(0.02)
 
 
 # --- starting and stopping ------------------------------------------------------------------------
