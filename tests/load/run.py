@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import socket
@@ -68,8 +67,6 @@ class Outcome:
 
 def run(plan: Plan) -> Outcome:
     """Send the requests of a plan to a fresh application, and compare."""
-    for name in ("uvicorn", "asyncio"):  # of clients that give up, and SQLAlchemy lets them wait
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     requests, hidden = plan.hide()
     begun = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
