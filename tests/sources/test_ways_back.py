@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.pool import (
     AssertionPool,
     NullPool,
@@ -326,3 +326,20 @@ def test_of_two_guards_each_follows_its_own_detached_connection(tmp_path: Path) 
     assert second.open_holds() == ()
     assert remembered() == {}
     second.uninstall()
+
+
+def test_a_return_that_no_event_tells_counts(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Where somebody has cleared the listeners of an event, the proxy still says what is true."""
+    with guard.scope("job"):
+        returned, kept = engine.raw_connection(), engine.raw_connection()
+        recorder.findings.clear()
+        for listener in list(engine.pool.dispatch.checkin):
+            event.remove(Pool, "checkin", listener)
+        returned.close()
+        out = [hold for hold in guard.open_holds() if hold.resource == "connection"]
+        assert out == [recorder.holds_acquired[1]]
+    leaked = [one.hold for one in recorder.findings if one.kind is FindingKind.LEAKED]
+    assert leaked == [recorder.holds_acquired[1]]
+    kept.close()
