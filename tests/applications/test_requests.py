@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 from leakguard import CallSite, Finding, FindingKind, LeakGuard, LeakGuardMiddleware
 from tests.applications import shop as shop_module
 from tests.applications.shop import PassOn, Shop, make_app
+from tests.fastapi_version import EXITS_BEFORE_RESPONSE
 from tests.support import PATIENCE, Recorder, line_marked, serving
 
 
@@ -226,8 +227,8 @@ CLEAN = [
     "async-dependency/1",
     "async-dependency/0",
     "begin",
-    "background",
-    "stream",
+    # Where dependencies exit first, these use a session that has been closed, and leak.
+    *([] if EXITS_BEFORE_RESPONSE else ["background", "stream"]),
 ]
 
 

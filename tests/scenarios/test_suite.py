@@ -36,7 +36,7 @@ def test_names_are_unique() -> None:
 
 def test_every_kind_is_expected_by_a_scenario() -> None:
     """There is no kind of finding that the suite does not provoke."""
-    kinds = {one.kind for scenario in SCENARIOS for one in scenario.expected}
+    kinds = {one.kind for scenario in SCENARIOS for one in scenario.usual}
     assert kinds == set(FindingKind)
 
 
@@ -70,8 +70,8 @@ def leak() -> Scenario:
 def test_a_wrong_finding_is_noticed(wrong: dict[str, object], databases: Databases) -> None:
     """A finding that differs in anything is not the expected one."""
     one = leak()
-    (right,) = one.expected
-    other = replace(one, expected=(replace(right, **wrong),))  # type: ignore[arg-type]
+    (right,) = one.usual
+    other = replace(one, usual=(replace(right, **wrong),))  # type: ignore[arg-type]
     seen = observe(one, DRIVERS[0], databases.of(DRIVERS[0]))
     assert seen == one.all_expected()
     assert seen != other.all_expected()
@@ -80,7 +80,7 @@ def test_a_wrong_finding_is_noticed(wrong: dict[str, object], databases: Databas
 def test_a_missing_clause_of_a_report_is_noticed(databases: Databases) -> None:
     """A report must say what the scenario wants to read in it."""
     one = leak()
-    other = replace(one, expected=(replace(one.expected[0], says="something else"),))
+    other = replace(one, usual=(replace(one.usual[0], says="something else"),))
     with pytest.raises(AssertionError, match="did not give back a connection"):
         observe(other, DRIVERS[0], databases.of(DRIVERS[0]))
 
@@ -89,4 +89,4 @@ def test_a_leak_is_not_clean(databases: Databases, monkeypatch: pytest.MonkeyPat
     """A scenario that should be clean and is not fails, whatever was found."""
     monkeypatch.setattr("tests.scenarios.lab.PATIENCE", 1.0)  # nobody gives it back
     with pytest.raises(AssertionError, match="first extra item: <Hold session from"):
-        observe(replace(leak(), expected=()), DRIVERS[0], databases.of(DRIVERS[0]))
+        observe(replace(leak(), usual=()), DRIVERS[0], databases.of(DRIVERS[0]))

@@ -22,20 +22,27 @@ from tests.support import PATIENCE
 QUERY = text("SELECT 1")
 LATE = replace(LEAKED, kind=FindingKind.RETURNED_LATE)
 OUTLIVES = replace(LEAKED, kind=FindingKind.OUTLIVES_SCOPE)
+USED_AGAIN = replace(LEAKED, acquired="used again", says="used again after close()")
 UNATTRIBUTED = Expected(FindingKind.RECLAIMED, acquired="checkout", scope=None, status=None)
 
 # --- 14: background tasks -------------------------------------------------------------------------
 
 
-@scenario(14, "the request's session in a background task that takes long", LATE, late_after=0.02)
+@scenario(
+    14,
+    "the request's session in a background task that takes long",
+    LATE,
+    exits_first=(USED_AGAIN,),
+    late_after=0.02,
+)
 async def long_background_task_sync(lab: Lab) -> None:
     def get_db() -> Iterator[Session]:
         with Session(lab.engine) as db:  # leak
-            yield db
+            yield lab.keep(db)
 
     def work(db: Session) -> None:
         time.sleep(lab.late)
-        db.execute(QUERY)
+        db.execute(QUERY)  # used again
 
     @lab.app.get("/leak")
     def leak(db: Annotated[Session, Depends(get_db)], tasks: BackgroundTasks) -> None:
@@ -45,15 +52,21 @@ async def long_background_task_sync(lab: Lab) -> None:
     await lab.get()
 
 
-@scenario(14, "the request's session in a background task that takes long", LATE, late_after=0.02)
+@scenario(
+    14,
+    "the request's session in a background task that takes long",
+    LATE,
+    exits_first=(USED_AGAIN,),
+    late_after=0.02,
+)
 async def long_background_task_async(lab: Lab) -> None:
     async def get_db() -> AsyncIterator[AsyncSession]:
         async with AsyncSession(lab.async_engine) as db:  # leak
-            yield db
+            yield lab.keep(db)
 
     async def work(db: AsyncSession) -> None:
         await asyncio.sleep(lab.late)
-        await db.execute(QUERY)
+        await db.execute(QUERY)  # used again
 
     @lab.app.get("/leak")
     async def leak(db: Annotated[AsyncSession, Depends(get_db)], tasks: BackgroundTasks) -> None:
@@ -63,32 +76,48 @@ async def long_background_task_async(lab: Lab) -> None:
     await lab.get()
 
 
-@scenario(14, "the request's session in a short background task", late_after=PATIENCE)
+@scenario(
+    14,
+    "the request's session in a short background task",
+    exits_first=(USED_AGAIN,),
+    late_after=PATIENCE,
+)
 async def short_background_task_sync(lab: Lab) -> None:
     def get_db() -> Iterator[Session]:
-        with Session(lab.engine) as db:
-            yield db
+        with Session(lab.engine) as db:  # leak
+            yield lab.keep(db)
 
-    @lab.app.get("/")
-    def clean(db: Annotated[Session, Depends(get_db)], tasks: BackgroundTasks) -> None:
+    def work(db: Session) -> None:
+        db.execute(QUERY)  # used again
+
+    @lab.app.get("/leak")
+    def leak(db: Annotated[Session, Depends(get_db)], tasks: BackgroundTasks) -> None:
         db.execute(QUERY)
-        tasks.add_task(db.execute, QUERY)
+        tasks.add_task(work, db)
 
-    await lab.get("/")
+    await lab.get()
 
 
-@scenario(14, "the request's session in a short background task", late_after=PATIENCE)
+@scenario(
+    14,
+    "the request's session in a short background task",
+    exits_first=(USED_AGAIN,),
+    late_after=PATIENCE,
+)
 async def short_background_task_async(lab: Lab) -> None:
     async def get_db() -> AsyncIterator[AsyncSession]:
-        async with AsyncSession(lab.async_engine) as db:
-            yield db
+        async with AsyncSession(lab.async_engine) as db:  # leak
+            yield lab.keep(db)
 
-    @lab.app.get("/")
-    async def clean(db: Annotated[AsyncSession, Depends(get_db)], tasks: BackgroundTasks) -> None:
+    async def work(db: AsyncSession) -> None:
+        await db.execute(QUERY)  # used again
+
+    @lab.app.get("/leak")
+    async def leak(db: Annotated[AsyncSession, Depends(get_db)], tasks: BackgroundTasks) -> None:
         await db.execute(QUERY)
-        tasks.add_task(db.execute, QUERY)
+        tasks.add_task(work, db)
 
-    await lab.get("/")
+    await lab.get()
 
 
 @scenario(14, "a background task opens a session and never closes it", LEAKED)

@@ -1,9 +1,8 @@
 """Correct code of every usual kind."""
 
-import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import BackgroundTasks, Depends, HTTPException
 from fastapi.responses import StreamingResponse
@@ -14,15 +13,12 @@ from sqlmodel import Session as ModelSession
 from sqlmodel import select as model_select
 from sqlmodel.ext.asyncio.session import AsyncSession as AsyncModelSession
 
+from tests.fastapi_version import FUNCTION_SCOPE
 from tests.scenarios.lab import Lab
 from tests.scenarios.models import ROWS, Item
 from tests.scenarios.suite import scenario
 
 QUERY = text("SELECT 1")
-FUNCTION_SCOPE: dict[str, Any] = (
-    {"scope": "function"} if "scope" in inspect.signature(Depends).parameters else {}
-)
-"""FastAPI has it from 0.121 on; before 0.118, every dependency closed before the response."""
 
 # --- 36: sessions that are used again -------------------------------------------------------------
 

@@ -92,7 +92,13 @@ class SlowClient:
         await self.app(scope, receive, send_slowly)
 
 
-@scenario(12, "a stream with `Depends(get_db)`, read by a slow client", LATE, late_after=0.02)
+@scenario(
+    12,
+    "a stream with `Depends(get_db)`, read by a slow client",
+    LATE,
+    exits_first=(),
+    late_after=0.02,
+)
 async def slow_client_sync(lab: Lab) -> None:
     lab.outside(SlowClient, lab=lab)
 
@@ -108,7 +114,13 @@ async def slow_client_sync(lab: Lab) -> None:
     await lab.get()
 
 
-@scenario(12, "a stream with `Depends(get_db)`, read by a slow client", LATE, late_after=0.02)
+@scenario(
+    12,
+    "a stream with `Depends(get_db)`, read by a slow client",
+    LATE,
+    exits_first=(),
+    late_after=0.02,
+)
 async def slow_client_async(lab: Lab) -> None:
     lab.outside(SlowClient, lab=lab)
 
