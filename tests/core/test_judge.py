@@ -13,6 +13,7 @@ import pytest
 
 from leakguard import CallSite, FindingKind, Hold, Scope
 from leakguard.core.guard import Guard
+from leakguard.core.hold import SessionHold
 from leakguard.core.judge import Judge
 from leakguard.core.scope import current_scope
 from tests.core.fakes import (
@@ -309,6 +310,30 @@ def test_a_thread_is_waited_for(hasty: Guard, recorder: Recorder, returns: bool)
         recorder.wait_for(lambda: recorder.resolutions)
     else:
         recorder.wait_for(lambda: recorder.kinds == [OUTLIVES, LEAKED])
+
+
+def test_a_thread_that_constructed_a_session_may_close_it(guard: Guard, recorder: Recorder) -> None:
+    """Nothing is said of the session, and a connection that others took for it is waited for."""
+    constructed, go_on = threading.Event(), threading.Event()
+    sessions: list[SessionHold] = []
+
+    def work() -> None:
+        sessions.extend(construct(guard, scope) for _ in range(2))
+        constructed.set()
+        assert go_on.wait(PATIENCE)
+
+    with guard.scope("job") as scope:
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+        thread.start()
+        assert constructed.wait(PATIENCE)
+        hold = take(guard, scope)
+        hold.session = sessions[0]
+    assert recorder.kinds == [OUTLIVES]
+    hold.give_back()
+    go_on.set()
+    thread.join()
+    recorder.wait_for(lambda: recorder.resolutions)
+    assert recorder.kinds == [OUTLIVES]
 
 
 def test_after_an_uninstallation_nothing_is_waited_for(recorder: Recorder) -> None:
