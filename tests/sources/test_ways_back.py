@@ -10,63 +10,33 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.pool import (
     AssertionPool,
     NullPool,
     Pool,
     PoolProxiedConnection,
     QueuePool,
-    SingletonThreadPool,
     StaticPool,
 )
 
 from leakguard import FindingKind, LeakGuard
 from leakguard.core.hold import Hold
 from leakguard.sources.sqlalchemy import SQLALCHEMY
+from tests.sources.pools import (
+    ENDS,
+    closed,
+    detached,
+    dropped,
+    invalidated,
+    make_engine,
+)
 from tests.support import Recorder
 
-POOLS = [QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool]
 QUERY = text("SELECT 1")
 
 
-def closed(connection: PoolProxiedConnection) -> None:
-    connection.close()
-
-
-def invalidated(connection: PoolProxiedConnection) -> None:
-    connection.invalidate()
-
-
-def softly_invalidated(connection: PoolProxiedConnection) -> None:
-    connection.invalidate(soft=True)
-    connection.close()
-
-
-def detached(connection: PoolProxiedConnection) -> None:
-    connection.detach()
-    connection.close()
-
-
-def dropped(_: PoolProxiedConnection) -> None:
-    pass
-
-
-PROPER_ENDS = [closed, invalidated, softly_invalidated, detached]
-ENDS = [*PROPER_ENDS, dropped]
-
-
-def make_engine(folder: Path, pool: type[Pool]) -> Engine:
-    url = f"sqlite:///{folder / 'any.db'}"
-    return create_engine(url, poolclass=pool, connect_args={"check_same_thread": False})
-
-
-@pytest.fixture(params=POOLS, ids=lambda pool: pool.__name__)
-def any_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """Give an engine with a pool of every class."""
-    engine = make_engine(tmp_path, request.param)
-    yield engine
-    engine.dispose()
+pytestmark = pytest.mark.usefixtures("collected_before")
 
 
 @pytest.fixture
@@ -75,12 +45,6 @@ def static(tmp_path: Path) -> Iterator[Engine]:
     engine = make_engine(tmp_path, StaticPool)
     yield engine
     engine.dispose()
-
-
-@pytest.fixture(autouse=True)
-def collected_before() -> None:
-    """Collect what other tests left, so that it is not collected in the middle of one."""
-    gc.collect()
 
 
 def remembered() -> dict[str, int]:
