@@ -78,8 +78,6 @@ class Observation:
 
     def __init__(self, example: Example) -> None:
         self.moments: list[Moment] = []
-        self.status: int | None = None
-        """Of the response."""
         self.error = ""
         """The exception that came out of the application: its type, and its first line."""
         self.over = threading.Event()
@@ -215,9 +213,7 @@ def line_in(code: CodeType, frame: FrameType | None) -> int | None:
 def _watching(send: Send, observation: Observation) -> Send:
     async def watching_send(message: Message) -> None:
         await send(message)
-        if message["type"] == "http.response.start":
-            observation.status = message["status"]
-        elif not message.get("more_body", False):
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
             observation.note(What.RESPONDED)
 
     return watching_send
