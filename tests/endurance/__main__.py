@@ -20,7 +20,8 @@ def main() -> int:
     plan = Plan(arguments.clean, arguments.leaking)
     outcome = run(plan)
     show(plan, outcome)
-    good = outcome.grown <= TOLERANCE and not outcome.more_objects
+    good = outcome.leaks == plan.leaking
+    good &= outcome.grown <= TOLERANCE and not outcome.more_objects
     # The last engine and its pool are the application's own.
     return 0 if good and sum(outcome.alive.values()) == len(outcome.alive) == 2 else 1
 
@@ -29,7 +30,7 @@ def show(plan: Plan, outcome: Outcome) -> None:
     """Print what was counted."""
     before, after = outcome.before, outcome.after
     rate = (plan.clean + plan.leaking) / outcome.seconds
-    sent = f"{plan.clean} clean and {plan.leaking} leaking requests"
+    sent = f"{plan.clean} clean and {plan.leaking} leaking requests, {outcome.leaks} leaks found"
     lines = [
         f"{sent} in {outcome.seconds:.1f} s: {rate:.0f}/s",
         f"held by leakguard: {before.size} bytes before, {after.size} after: {outcome.grown:+d}",

@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 import leakguard
-from leakguard import History, LeakGuard, LeakGuardMiddleware, Log
+from leakguard import FindingKind, History, LeakGuard, LeakGuardMiddleware, Log
 from tests.load.client import call
 from tests.support import settle
 
@@ -55,6 +55,8 @@ class Look:
     """Bytes that were allocated in its files."""
     objects: Counter[str]
     """Its objects by class."""
+    leaks: int
+    """How many connections were found to have leaked."""
 
 
 @dataclass
@@ -63,11 +65,15 @@ class Outcome:
 
     before: Look
     after: Look
-    findings: int
     seconds: float
     alive: Counter[str]
     """What was made of engines, sessions and so on and did not die."""
     died: Counter[str]
+
+    @property
+    def leaks(self) -> int:
+        """How many requests of the plan were found to leak."""
+        return self.after.leaks - self.before.leaks - REMEMBERED
 
     @property
     def grown(self) -> int:
@@ -105,7 +111,8 @@ class Census:
 class Site:
     """An application with healthy and leaking routes on engines that come and go."""
 
-    def __init__(self, folder: Path, guard: LeakGuard) -> None:
+    def __init__(self, folder: Path, guard: LeakGuard, history: History) -> None:
+        self.history = history
         self.census = Census()
         self._file = folder / "endurance.db"
         self._kept: list[Any] = []
@@ -189,7 +196,7 @@ def run(plan: Plan) -> Outcome:
         with LeakGuard(mode="development", observers=[Log(), history]) as guard:
             tracemalloc.start()
             try:
-                return asyncio.run(_run(plan, Site(Path(folder), guard)))
+                return asyncio.run(_run(plan, Site(Path(folder), guard, history)))
             finally:
                 tracemalloc.stop()
 
@@ -203,7 +210,7 @@ async def _run(plan: Plan, site: Site) -> Outcome:
     after = await _look(site)
     await site.async_engine.dispose()
     alive = site.census.alive()
-    return Outcome(before, after, plan.leaking, seconds, alive, site.census.died)
+    return Outcome(before, after, seconds, alive, site.census.died)
 
 
 async def _send(site: Site, clean: int, leaking: int) -> None:
@@ -236,7 +243,9 @@ async def _look(site: Site) -> Look:
         [tracemalloc.Filter(inclusive=True, filename_pattern=OURS)]
     )
     size = sum(one.size for one in mine.statistics("filename"))
-    return Look(size, Counter(_own_objects()))
+    groups = site.history.groups.values()
+    leaks = sum(group.count for group in groups if group.first.kind is FindingKind.LEAKED)
+    return Look(size, Counter(_own_objects()), leaks)
 
 
 def _own_objects() -> list[str]:

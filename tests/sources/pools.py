@@ -49,5 +49,4 @@ def dropped(_: PoolProxiedConnection) -> None:
     """Leave it to the garbage collector."""
 
 
-PROPER_ENDS = [closed, invalidated, softly_invalidated, detached]
-ENDS = [*PROPER_ENDS, dropped]
+ENDS = [closed, invalidated, softly_invalidated, detached, dropped]

@@ -23,19 +23,10 @@ from sqlalchemy.pool import (
 from leakguard import FindingKind, LeakGuard
 from leakguard.core.hold import Hold
 from leakguard.sources.sqlalchemy import SQLALCHEMY
-from tests.sources.pools import (
-    ENDS,
-    closed,
-    detached,
-    dropped,
-    invalidated,
-    make_engine,
-)
+from tests.sources.pools import ENDS, closed, detached, dropped, invalidated, make_engine
 from tests.support import Recorder
 
 QUERY = text("SELECT 1")
-
-
 pytestmark = pytest.mark.usefixtures("collected_before")
 
 
