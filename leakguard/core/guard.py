@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, Self
@@ -15,7 +16,7 @@ from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observers
 from leakguard.core.register import Register
 from leakguard.core.report import describe_return
-from leakguard.core.scope import NO_EVENTS, EventLog, Scope
+from leakguard.core.scope import NO_EVENTS, EventLog, Scope, current_scope
 from leakguard.core.settings import Mode
 from leakguard.core.verdict import Verdict
 from leakguard.core.watch import WATCH
@@ -69,6 +70,7 @@ class Guard:
                     source.attach(self)
                 self.installed = True
                 self._warns_uninstalled = False
+                _INSTALLED.add(self)
                 WATCH.join()
         return self
 
@@ -77,12 +79,17 @@ class Guard:
         with LOCK:
             if self.installed:
                 self.installed = False
+                _INSTALLED.discard(self)
                 for source in reversed(self._sources):
                     source.detach(self)
-                self._judge.forget()
-                self._forget_open()
-                self._unresolved.clear()
+                self.forget()
                 WATCH.leave()
+
+    def forget(self) -> None:
+        """Forget every open hold, and every finding that is not resolved."""
+        self._judge.forget()
+        self._forget_open()
+        self._unresolved.clear()
 
     def __enter__(self) -> Self:
         return self.install()
@@ -275,6 +282,29 @@ class Guard:
     def _tell_resolved(self, finding: Finding) -> None:
         observers = self.observers
         observers.tell(observers.resolved, finding)
+
+
+_INSTALLED: Final[set[Guard]] = set()
+"""The guards that have something to forget in the child of a fork; changed under the lock."""
+
+
+def forget_parent() -> None:
+    """Begin anew in the child of a fork: what was out is the parent's to give back and to report.
+
+    The child has a copy of each connection, session and scope. Whatever becomes of the copy, the
+    parent still has, or gives back, its own.
+    """
+    for guard in _INSTALLED:
+        guard.forget()
+    scope = current_scope.get()
+    while scope is not None:  # what came back, too: the parent tells of it at the scope's end
+        scope.open_holds.clear()
+        scope.notable.clear()
+        scope = scope.parent
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=forget_parent)
 
 
 _NOTABLE_LIMIT: Final = 100

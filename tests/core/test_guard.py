@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from leakguard import Finding, FindingKind, Hold, LeakGuardError, SettingsError, allow
-from leakguard.core.guard import Guard
+from leakguard.core.guard import Guard, forget_parent
 from leakguard.core.register import Register
 from leakguard.core.verdict import Verdict
 from tests.core.fakes import FakeConnection, construct, here, installed, make_guard, take
-from tests.support import Recorder
+from tests.support import Recorder, settle
 
 
 class FakeSource:
@@ -159,6 +159,36 @@ def test_what_is_collected_after_an_uninstallation_is_nothing(recorder: Recorder
     recorder.wait_for(lambda: recorder.holds_released)
     assert recorder.holds_released == [lost]
     other.uninstall()
+
+
+def test_what_the_parent_of_a_fork_has_is_not_the_childs(recorder: Recorder) -> None:
+    """What the child of a fork does first: whatever is out, waited for or unresolved is forgotten.
+
+    What its own scopes take afterwards is judged as ever.
+    """
+    guard = installed(recorder)
+    with guard.scope("leaky") as scope:
+        leaked = take(guard, scope)
+    with guard.scope("outer") as outer:
+        copies = [take(guard), take(guard, outer)]
+        with guard.scope("inner") as inner:
+            returned = take(guard, inner)
+            returned.nested = True
+            returned.give_back()
+            collected = take(guard, inner)
+            collected.collect()
+            settle()
+            forget_parent()
+            assert guard.open_holds() == ()
+            own = take(guard, inner)
+    for copy in (leaked, *copies):
+        copy.give_back()
+    settle()
+    assert [finding.hold for finding in recorder.findings] == [leaked, own]
+    assert recorder.resolutions == []
+    own.give_back()
+    recorder.wait_for(lambda: recorder.resolutions)
+    guard.uninstall()
 
 
 def test_a_connection_that_comes_back_while_it_is_judged_is_resolved(recorder: Recorder) -> None:
