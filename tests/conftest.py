@@ -20,6 +20,8 @@ NEED_FASTAPI = [
     "applications/test_examples.py",
     "applications/test_fastapi.py",
     "applications/test_requests.py",
+    "faults/test_gunicorn.py",
+    "faults/test_sentry.py",
     "scenarios/test_scenarios.py",
     "scenarios/test_suite.py",
     "sources/test_fastapi_routes.py",
