@@ -70,7 +70,7 @@ class LeakGuardMiddleware(RequestScopes):
                 options["mode"] = default_mode(debug=_debug(app))
             guard = LeakGuard(**options)
             # Applications come and go in tests: the guard goes with its middleware.
-            weakref.finalize(self, WATCH.post, guard.uninstall).atexit = False
+            weakref.finalize(self, WATCH.post, guard.abandon).atexit = False
         elif not isinstance(guard, LeakGuard):
             raise SettingsError("guard", guard, "must be a LeakGuard, or None for one of its own")
         elif options:

@@ -38,6 +38,7 @@ def nothing_left() -> Iterator[None]:
     yield
     for guard in SQLALCHEMY.guards:
         guard.uninstall()
+    SQLALCHEMY.tidy()
 
 
 @pytest.fixture

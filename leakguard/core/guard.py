@@ -41,6 +41,10 @@ class Source(Protocol):
         """Tell it no more, and leave the library as it was found."""
         ...
 
+    def dismiss(self, guard: Guard) -> None:
+        """Tell it no more, and leave the library alone: somebody may be in the middle of it."""
+        ...
+
 
 class Guard:
     """Settings, observers and the set of open holds, for as long as the process wants.
@@ -78,12 +82,27 @@ class Guard:
         """Stop watching and forget every open hold. Does nothing where it is not installed."""
         with LOCK:
             if self.installed:
-                self.installed = False
-                _INSTALLED.discard(self)
+                self._stop()
                 for source in reversed(self._sources):
                     source.detach(self)
-                self.forget()
-                WATCH.leave()
+
+    def abandon(self) -> None:
+        """Stop watching beside requests that go on: nobody who has the guard is left.
+
+        What the sources put into their libraries does nothing from then on, and is taken out
+        when the next guard is uninstalled.
+        """
+        with LOCK:
+            if self.installed:
+                self._stop()
+                for source in reversed(self._sources):
+                    source.dismiss(self)
+
+    def _stop(self) -> None:
+        self.installed = False
+        _INSTALLED.discard(self)
+        self.forget()
+        WATCH.leave()
 
     def forget(self) -> None:
         """Forget every open hold, and every finding that is not resolved."""

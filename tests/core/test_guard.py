@@ -12,6 +12,7 @@ import pytest
 from leakguard import Finding, FindingKind, Hold, LeakGuardError, SettingsError, allow
 from leakguard.core.guard import Guard, forget_parent
 from leakguard.core.register import Register
+from leakguard.core.settings import build_settings
 from leakguard.core.verdict import Verdict
 from tests.core.fakes import FakeConnection, construct, here, installed, make_guard, take
 from tests.support import Recorder, settle
@@ -32,6 +33,10 @@ class FakeSource:
         """Note it."""
         self.steps.append(f"{self.name} out")
 
+    def dismiss(self, guard: Guard) -> None:
+        """Note it."""
+        self.steps.append(f"{self.name} dismissed")
+
 
 def test_installation_is_a_pair_and_idempotent() -> None:
     """Sources go in once, and out in the reverse order once."""
@@ -46,6 +51,20 @@ def test_installation_is_a_pair_and_idempotent() -> None:
         assert entered is guard
         assert guard.installed
     assert not guard.installed
+
+
+def test_a_guard_that_is_abandoned_leaves_the_libraries_alone(recorder: Recorder) -> None:
+    """It watches no more, and its sources are told so; an uninstallation has nothing to do then."""
+    steps: list[str] = []
+    guard = Guard(build_settings({}), [recorder], [FakeSource("a", steps)]).install()
+    hold = take(guard)
+    for leave in (guard.abandon, guard.abandon, guard.uninstall):
+        leave()
+        assert not guard.installed
+        assert guard.open_holds() == ()
+    hold.give_back()
+    assert recorder.holds_released == []
+    assert steps == ["a in", "a dismissed"]
 
 
 def test_mode_off_installs_nothing() -> None:

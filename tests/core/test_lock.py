@@ -59,6 +59,9 @@ class SlowSource:
         """Note it."""
         self.detached.set()
 
+    def dismiss(self, guard: Guard) -> None:
+        """Do nothing."""
+
 
 def test_guards_come_and_go_one_at_a_time() -> None:
     """The watch takes out the guard of a middleware that is gone while another one goes in."""

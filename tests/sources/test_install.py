@@ -6,6 +6,7 @@ subclasses, and every event of classes, engines, pools and dialects that exist.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import sys
@@ -21,9 +22,11 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import Pool, StaticPool
+from starlette.applications import Starlette
 
-from leakguard import FindingKind, LeakGuard
-from tests.support import PATIENCE, Recorder, line_marked
+from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware
+from leakguard.sources.sqlalchemy import SQLALCHEMY
+from tests.support import PATIENCE, Recorder, line_marked, settle
 
 QUERY = text("SELECT 1")
 ROOTS: tuple[type[Any], ...] = (Session, Pool, Engine, Connection, Dialect)
@@ -358,6 +361,25 @@ def test_mode_off_touches_nothing(engine: Engine) -> None:
     guard = LeakGuard(mode="off").install()
     assert differences(before, snapshot(engine)) == set()
     assert not guard.installed
+
+
+def test_an_application_that_goes_during_a_checkout(engines: Engines) -> None:
+    """Its guard watches no more; nothing that others go through at that moment is changed.
+
+    What the guard had put in goes with the next one.
+    """
+    applications = [LeakGuardMiddleware(Starlette(), mode="production")]
+
+    def checked_out(*_: object) -> None:
+        applications.clear()
+        gc.collect()
+        settle()
+
+    event.listen(Pool, "checkout", checked_out)
+    engines.all[0].connect().close()
+    event.remove(Pool, "checkout", checked_out)
+    assert SQLALCHEMY.guards == ()
+    LeakGuard(mode="production").install().uninstall()
 
 
 def test_somebody_may_have_removed_our_listeners(engines: Engines) -> None:

@@ -27,6 +27,7 @@ class SQLAlchemySource:
         self._guards = Guards()
         self._checkouts = Checkouts(self._guards)
         self._sessions = Sessions(self._guards, self._checkouts)
+        self._in_place = False
         self._follows_statements = False
         self._had_events = False
 
@@ -37,7 +38,8 @@ class SQLAlchemySource:
 
     def attach(self, guard: Guard) -> None:
         """Tell `guard` from now on."""
-        if not self._guards:
+        if not self._in_place:
+            self._in_place = True
             _listen(self._checkouts.listeners + self._sessions.listeners)
             for patch in self._sessions.patches:
                 patch.place()
@@ -46,11 +48,26 @@ class SQLAlchemySource:
 
     def detach(self, guard: Guard) -> None:
         """Tell `guard` no more; with the last one, leave SQLAlchemy as it was found."""
+        self.dismiss(guard)
+        self.tidy()
+
+    def dismiss(self, guard: Guard) -> None:
+        """Tell `guard` no more, and change nothing in SQLAlchemy.
+
+        Its events are in ordinary collections: whoever takes a listener out makes everybody fail
+        who goes through the same collection at that moment, the checkout of a healthy request
+        included. So whatever happens beside requests leaves the listeners where they are, to do
+        nothing until the next guard comes or goes.
+        """
         self._guards.remove(guard)
-        self._follow_statements()
         self._checkouts.forget(guard)
         self._sessions.forget(guard)
-        if not self._guards:
+
+    def tidy(self) -> None:
+        """Take out of SQLAlchemy what no guard needs."""
+        self._follow_statements()
+        if self._in_place and not self._guards:
+            self._in_place = False
             for patch in reversed(self._sessions.patches):
                 patch.remove()
             _ignore(self._checkouts.listeners + self._sessions.listeners)
