@@ -12,6 +12,11 @@ _LIMIT: Final = 100
 """How many are logged at most, whatever types of exceptions there are."""
 
 
+FROM_OUTSIDE: Final = (KeyboardInterrupt, SystemExit)
+"""What a signal may raise anywhere. Every other exception of a user's function is its own: also a
+cancellation, which reaches nothing that does not wait, and the failure of a test."""
+
+
 class Faults:
     """Logs the first fault of a type in every place and keeps quiet about the following ones."""
 

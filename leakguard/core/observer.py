@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from leakguard.core.faults import FROM_OUTSIDE
 from leakguard.core.lock import LOCK
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class Observers:
         for observer, method in told:
             try:
                 method(subject)
-            except Exception as error:  # noqa: BLE001  (whatever a user's code raises)
+            except FROM_OUTSIDE:
+                raise
+            except BaseException as error:  # noqa: BLE001  (whatever a user's code raises)
                 self._disable(observer, error)
 
     def __iter__(self) -> Iterator[Observer]:
@@ -92,7 +95,7 @@ class Observers:
             if getattr(method, "__func__", None) is not getattr(Observer, name):
                 yield observer, method
 
-    def _disable(self, observer: Observer, error: Exception) -> None:
+    def _disable(self, observer: Observer, error: BaseException) -> None:
         with LOCK:  # two that raise at once would bring one another back
             others = [one for one in self._observers if one is not observer]
             if len(others) == len(self._observers):  # it raised in two threads at once

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from leakguard.core.diagnosis import Case, diagnose
+from leakguard.core.faults import FROM_OUTSIDE
 from leakguard.core.finding import Evidence, Finding, FindingKind, Severity, fingerprint
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.lock import LOCK
@@ -55,7 +56,9 @@ class Register:
             try:
                 if predicate(finding):
                     return True
-            except Exception as error:  # noqa: BLE001  (whatever a user's code raises)
+            except FROM_OUTSIDE:
+                raise
+            except BaseException as error:  # noqa: BLE001  (whatever a user's code raises)
                 name = getattr(predicate, "__qualname__", type(predicate).__name__)
                 self._faults.report(
                     f"leakguard's ignore predicate {name}", error, "The finding is not ignored."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from typing import Any
 
 import pytest
 
 from leakguard import Finding, FindingKind, LeakGuard, SettingsError, ignore_function, ignore_route
+from leakguard.core.verdict import Verdict
 from leakguard.sources.asgi import RequestScopes
 from tests.core.fakes import (
     FakeConnection,
@@ -101,7 +103,10 @@ def test_ignored_findings_are_not_counted() -> None:
     guard.uninstall()
 
 
-def test_a_predicate_that_raises_ignores_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [KeyError, CancelledError])
+def test_a_predicate_that_raises_ignores_nothing(
+    caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
     """The finding is told, the fault is logged once."""
 
     class Predicate:
@@ -109,7 +114,7 @@ def test_a_predicate_that_raises_ignores_nothing(caplog: pytest.LogCaptureFixtur
 
         def __call__(self, finding: object) -> bool:
             """Fail."""
-            raise KeyError
+            raise error
 
     recorder = Recorder()
     guard = installed(recorder, ignore=[Predicate()])
@@ -118,8 +123,22 @@ def test_a_predicate_that_raises_ignores_nothing(caplog: pytest.LogCaptureFixtur
         take(guard, scope)
     assert len(recorder.findings) == 2
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
-        "leakguard's ignore predicate Predicate raised KeyError"
+        f"leakguard's ignore predicate Predicate raised {error.__name__}"
     ]
+    guard.uninstall()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_process_passes(error: type[BaseException]) -> None:
+    """A signal may arrive in the middle of a predicate, too."""
+
+    def predicate(_: Finding) -> bool:
+        raise error
+
+    guard = installed(ignore=[predicate])
+    hold = take(guard)
+    with pytest.raises(error):
+        guard._found(hold, Verdict(FindingKind.RECLAIMED))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as the judge calls it
     guard.uninstall()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from asyncio import CancelledError
 
 import pytest
 
@@ -46,11 +47,12 @@ def test_what_nobody_overrides_costs_nothing() -> None:
     assert observers.found == observers.released == observers.scope_opened == ()
 
 
+@pytest.mark.parametrize("error", [KeyError("lost"), CancelledError(), pytest.fail.Exception("x")])
 def test_an_observer_that_raises_is_logged_once_and_disabled(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     """The others go on, and so does the application."""
-    before, broken, after = Recorder(), Broken(KeyError("lost")), Recorder()
+    before, broken, after = Recorder(), Broken(error), Recorder()
     guard = installed(before, broken, after)
     for _ in range(3):
         take(guard)
@@ -59,8 +61,8 @@ def test_an_observer_that_raises_is_logged_once_and_disabled(
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
         (
-            "leakguard's observer Broken raised KeyError; the application is not affected. "
-            "The observer is not called again."
+            f"leakguard's observer Broken raised {type(error).__name__}; the application is not "
+            "affected. The observer is not called again."
         )
     ]
     assert guard.observers.find(Broken) is None
@@ -68,10 +70,11 @@ def test_an_observer_that_raises_is_logged_once_and_disabled(
     guard.uninstall()
 
 
-def test_an_exception_that_is_no_error_passes() -> None:
-    """Who wants to end the process may do so from an observer, too."""
-    guard = installed(Broken(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_process_passes(error: type[BaseException]) -> None:
+    """A signal may arrive in the middle of an observer, too."""
+    guard = installed(Broken(error()))
+    with pytest.raises(error):
         take(guard)
     guard.uninstall()
 
