@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from leakguard.core.faults import FAULTS
 from leakguard.core.hold import ConnectionHold, SessionHold, take_out
-from leakguard.core.holder import AnyTask, loop_ref, on_done, running_tasks
+from leakguard.core.holder import AnyTask, LoopRef, loop_ref, on_done, running_tasks
+from leakguard.core.scope import Scope, running_scopes
 from leakguard.core.verdict import Fate, Standing, Verdict, judge
 from leakguard.core.watch import WATCH
 
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
 
     from leakguard.core.callsite import CallSite
     from leakguard.core.hold import Hold
-    from leakguard.core.holder import Holder, LoopRef
-    from leakguard.core.scope import Scope
+    from leakguard.core.holder import Holder
 
-_UNTIDY_LIMIT: Final = 1000
+_KNOWN_LIMIT: Final = 1000
+"""Of how many lines it is remembered that they leave sessions open."""
+_LATER_LIMIT: Final = 10_000
+"""How many sessions are looked at later, at most; of those beyond that nothing is said."""
 _LOOK_AGAIN_AFTER: Final = 1.0
 """Seconds between looks at work whose end might pass unnoticed: a thread's, a closed loop's."""
 
@@ -39,6 +43,31 @@ class _Wait:
     """When the wait for the other work of the scope ends, by the judge's clock."""
     look_at: float | None = None
     """When the next look is due, by the judge's clock."""
+
+
+class _Unclosed(NamedTuple):
+    """A session that was open when its scope ended, and that somebody may yet close."""
+
+    hold: SessionHold
+    scope: Scope
+    loop: LoopRef | None
+    look_at: float
+    """When there has been time enough to close it, by the judge's clock."""
+
+
+class _Others:
+    """Whether other tasks of a scope still run: looked up when first asked, for all its holds."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self.running: bool | None = None
+        """`None`: nobody has asked."""
+
+    def look(self) -> bool:
+        """Go through the tasks of the loop, however many there are."""
+        if self.running is None:
+            self.running = bool(_running(self._scope, loop_ref()))
+        return self.running
 
 
 class Judge:
@@ -62,9 +91,12 @@ class Judge:
         self._post_at = post_at
         self._clock = clock
         self._waits: dict[Hold, _Wait] = {}
-        self._untidy: dict[CallSite | None, None] = {}
-        """Where sessions are constructed that nobody closes, not even work that goes on. To look
-        at every task of the loop for each of them again would cost every request a lot."""
+        self._known: dict[CallSite | None, None] = {}
+        """Where sessions were constructed that were open at the end of their scopes. To look at
+        every task of the loop for each of them would cost every such request a lot: from the
+        second on they are looked at together, later."""
+        self._later: deque[_Unclosed] = deque()
+        self._look_planned = False
 
     def close(self, scope: Scope) -> None:
         """Judge everything that `scope` still has; it has been marked closed."""
@@ -74,9 +106,10 @@ class Judge:
                 _apart(partial(self._close_connection, scope, hold))
         self.tell_notable(scope)
         # Last, because it depends on what became of their connections.
+        others = _Others(scope)
         for hold in holds:
             if isinstance(hold, SessionHold):
-                _apart(partial(self._close_session, scope, hold))
+                _apart(partial(self._close_session, scope, hold, others))
 
     def tell_notable(self, scope: Scope) -> None:
         """Tell what there is to say about connections of the scope that came back."""
@@ -103,6 +136,7 @@ class Judge:
     def forget(self) -> None:
         """Wait for nothing any more."""
         self._waits.clear()
+        self._later.clear()
 
     def _close_connection(self, scope: Scope, hold: ConnectionHold) -> None:
         session = hold.session
@@ -118,24 +152,59 @@ class Judge:
                 session.connection_lost = True
             self._decide(_Wait(hold, scope, loop_ref()))
 
-    def _close_session(self, scope: Scope, hold: SessionHold) -> None:
+    def _close_session(self, scope: Scope, hold: SessionHold, others: _Others) -> None:
         if not hold.collected and not hold.open:
             return
-        lost = hold.connection_lost
-        holder_running = not lost and hold.holder is not None and hold.holder.running()
-        # Asked last: it takes a look at every task of the loop.
-        known = lost or holder_running or hold.collected or hold.site in self._untidy
+        holder_running = hold.holder is not None and hold.holder.running()
+        # Of a collected one it is clear what becomes of it, and of one with a lost connection
+        # there is nothing more to say.
+        if hold.connection_lost or holder_running or hold.collected:
+            self._judge_session(hold, holder_running=holder_running, others_running=False)
+        elif hold.site in self._known and others.running is None:
+            self._look_later_at(scope, hold)
+        else:
+            if len(self._known) < _KNOWN_LIMIT:
+                self._known[hold.site] = None
+            self._judge_session(hold, holder_running=False, others_running=others.look())
+
+    def _judge_session(
+        self, hold: SessionHold, *, holder_running: bool, others_running: bool
+    ) -> None:
         standing = Standing(
             "session",
             Fate.OUT,
             holder_running=holder_running,
-            others_running=not known and bool(_running(scope, loop_ref())),
-            with_connection=lost,
+            others_running=others_running,
+            with_connection=hold.connection_lost,
         )
-        verdict = judge(standing)
-        if verdict.kind is not None and len(self._untidy) < _UNTIDY_LIMIT:
-            self._untidy[hold.site] = None
-        self._found(hold, verdict)
+        self._found(hold, judge(standing))
+
+    def _look_later_at(self, scope: Scope, hold: SessionHold) -> None:
+        if len(self._later) < _LATER_LIMIT:
+            look_at = self._clock() + self._late_after
+            self._later.append(_Unclosed(hold, scope, loop_ref(), look_at))
+            self._plan_look()
+
+    def _plan_look(self) -> None:
+        later = next(iter(self._later.copy()), None)
+        if later is not None and not self._look_planned:
+            self._look_planned = True
+            self._post_at(later.look_at, self._look_at_sessions)
+
+    def _look_at_sessions(self) -> None:
+        """Judge the sessions whose time has come, with one look at the tasks of each loop."""
+        self._look_planned = False
+        now = self._clock()
+        scopes = cache(running_scopes)
+        while self._later and self._later[0].look_at <= now:
+            hold, scope, ref, _ = self._later.popleft()
+            loop = None if ref is None else ref()
+            others = not hold.collected and loop is not None and scope in scopes(loop)
+            if hold.collected or (hold.open and not _came_back(hold)):
+                holder = hold.holder is not None and hold.holder.running()
+                judge_it = partial(self._judge_session, hold, holder_running=holder)
+                _apart(partial(judge_it, others_running=others))
+        self._plan_look()
 
     def _decide(self, wait: _Wait) -> None:
         """Judge a hold that was out when its scope ended."""

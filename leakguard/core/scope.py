@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop, all_tasks
 from contextvars import ContextVar, Token
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -180,6 +181,18 @@ class Scope:
 
     def __repr__(self) -> str:
         return f"<Scope {self.type} {self.name!r}>"
+
+
+def running_scopes(loop: AbstractEventLoop) -> set[Scope]:
+    """Give the scopes from within which tasks of `loop` were started that still run."""
+    scopes: set[Scope] = set()
+    for task in all_tasks(loop):
+        context = context_of(task)
+        scope = None if context is None else context.get(current_scope)
+        while scope is not None:
+            scopes.add(scope)
+            scope = scope.parent
+    return scopes
 
 
 def nearest_open(scope: Scope | None) -> Scope | None:

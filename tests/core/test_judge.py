@@ -18,6 +18,7 @@ from leakguard.core.judge import Judge
 from leakguard.core.scope import current_scope
 from tests.core.fakes import (
     FakeConnection,
+    FakeSession,
     construct,
     ended_scope,
     here,
@@ -388,49 +389,111 @@ def test_a_connection_that_came_back_and_was_nested_is_told_at_the_end(
     assert recorder.kinds == [FindingKind.NESTED_CHECKOUT]
 
 
-def test_other_work_is_no_excuse_where_sessions_are_known_to_stay_open(
-    guard: Guard, recorder: Recorder
-) -> None:
-    """Every task of the loop is looked at once for a line, and not at every request."""
+class Job:
+    """A scope with a session that it leaves open, and perhaps with other work that goes on."""
 
-    async def job(site: CallSite, *, going_on: bool) -> None:
-        async with guard.scope("job") as scope:
-            construct(guard, scope, site)
+    def __init__(self, guard: Guard, site: CallSite) -> None:
+        self.guard = guard
+        self.site = site
+        self.session: FakeSession | None = None
+        self.go_on = asyncio.Event()
+        self.others: list[asyncio.Task[object]] = []
+
+    async def run(self, *, going_on: bool) -> None:
+        """Construct the session, start the other work, and end."""
+        async with self.guard.scope("job") as scope:
+            self.session = construct(self.guard, scope, self.site)
             if going_on:
-                others.append(asyncio.create_task(asyncio.Event().wait()))
+                self.others.append(asyncio.create_task(self.go_on.wait()))
+
+    async def end(self) -> None:
+        """Let the other work end."""
+        self.go_on.set()
+        await asyncio.gather(*self.others)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_sessions_of_a_line_that_leaves_them_open_are_looked_at_later(
+    hasty: Guard, recorder: Recorder, closed: bool
+) -> None:
+    """Whatever was found there before, one that is closed in the meantime is clean."""
 
     async def main() -> None:
-        known, excused = here(), here()
-        for _ in range(2):
-            await job(excused, going_on=True)
-        assert recorder.kinds == []
-        await job(known, going_on=False)
-        await job(known, going_on=True)
-        for other in others:
-            other.cancel()
+        job = Job(hasty, here())
+        await job.run(going_on=False)
+        assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+        await job.run(going_on=True)
+        assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+        if closed and job.session is not None:
+            hasty.released(job.session)
+        await job.end()
+        job.session = None
+        last = Job(hasty, job.site)
+        await last.run(going_on=False)
+        await asyncio.to_thread(recorder.wait_for, lambda: len(recorder.findings) == expected)
 
-    others: list[asyncio.Task[object]] = []
+    expected = 2 if closed else 3
     asyncio.run(main())
-    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * 2
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * expected
 
 
-def test_the_lines_that_are_known_have_a_bound(
-    guard: Guard, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+def test_a_look_at_sessions_excuses_those_whose_scopes_go_on(
+    hasty: Guard, recorder: Recorder
 ) -> None:
-    """Beyond it a line is looked at each time, which is right and slow."""
-    monkeypatch.setattr("leakguard.core.judge._UNTIDY_LIMIT", 0)
+    """Other tasks of the scope may yet close it; those of another scope will not."""
 
     async def main() -> None:
         site = here()
-        async with guard.scope("job") as scope:
-            construct(guard, scope, site)
-        async with guard.scope("job") as scope:
-            construct(guard, scope, site)
-            other = asyncio.create_task(asyncio.Event().wait())
-        other.cancel()
+        excused, other = Job(hasty, site), Job(hasty, site)
+        for job in (excused, excused, other):
+            await job.run(going_on=job is excused)
+        await asyncio.to_thread(recorder.wait_for, lambda: recorder.findings)
+        assert recorder.findings[0].hold is other.session
+        await excused.end()
 
     asyncio.run(main())
     assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+
+
+def test_a_look_at_sessions_asks_what_became_of_each() -> None:
+    """One whose connection was lost, or whose holder runs, is not unclosed besides."""
+    bench = Bench()
+    bench.end_with_sessions()
+    assert bench.kinds == [FindingKind.UNCLOSED_SESSION]
+    lost, held, collected, _ = bench.end_with_sessions(4)
+    assert len(bench.looks) == 1
+    lost.connection_lost = True
+    held.holder = FakeHolder()
+    collected.collected = True
+    bench.look()
+    assert bench.now == 105.0
+    kinds = [FindingKind.UNCLOSED_SESSION, None, None]
+    assert bench.kinds == [*kinds, FindingKind.UNCLOSED_SESSION, FindingKind.UNCLOSED_SESSION]
+    assert bench.looks == []
+
+
+def test_what_is_looked_at_later_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sessions beyond it nothing is said; one look comes after the other."""
+    monkeypatch.setattr("leakguard.core.judge._LATER_LIMIT", 2)
+    bench = Bench()
+    for after in (0.0, 0.0, 1.0, 0.0):
+        bench.now += after
+        bench.end_with_sessions()
+    bench.look()
+    bench.look()
+    assert bench.now == 106.0
+    assert bench.kinds == [FindingKind.UNCLOSED_SESSION] * 3
+    assert bench.looks == []
+
+
+def test_the_lines_that_are_known_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it the tasks are looked at each time, which is right and slow."""
+    monkeypatch.setattr("leakguard.core.judge._KNOWN_LIMIT", 0)
+    bench = Bench()
+    for _ in range(2):
+        bench.end_with_sessions()
+    assert bench.kinds == [FindingKind.UNCLOSED_SESSION] * 2
+    assert bench.looks == []
 
 
 @pytest.mark.parametrize("going_on", [True, False])
@@ -493,6 +556,15 @@ class Bench:
         self.holder = FakeHolder()
         self.hold.holder = self.holder
         self.scope.open_holds[self.hold] = None
+
+    def end_with_sessions(self, count: int = 1) -> list[FakeSession]:
+        """End the scope with sessions of its own that are open."""
+        sessions = [FakeSession(self.hold.guard, self.scope) for _ in range(count)]
+        for session in sessions:
+            session.holder = None
+        self.scope.open_holds = dict.fromkeys(sessions)
+        self.judge.close(self.scope)
+        return sessions
 
     def look(self) -> None:
         """Do what is due next."""
