@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
-from leakguard.exceptions import SettingsError
+from leakguard.exceptions import LeakGuardError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
-allowed_reason: Final[ContextVar[str | None]] = ContextVar("leakguard_allowed", default=None)
-"""The reason of the innermost block; `None` outside of any."""
+    from types import TracebackType
 
 
-@contextmanager
-def allow(reason: str) -> Generator[None, None, None]:
-    """Exempt the holds that are acquired inside the block from findings.
+class AllowedBlock:
+    """The block of `allow(...)`; it can be entered once, else raises `LeakGuardError`."""
+
+    __slots__ = ("_entered", "left", "outer", "reason")
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.outer: AllowedBlock | None = None
+        """The block around it."""
+        self.left = False
+        """Whether it has ended."""
+        self._entered = False
+
+    def __enter__(self) -> None:
+        if self._entered:
+            raise LeakGuardError(
+                f"the block of allow({self.reason!r}) was entered before: call allow() for each"
+            )
+        self._entered = True
+        self.outer = _innermost(allowed_block.get())
+        allowed_block.set(self)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Not what was before: blocks in generators need not end in the reverse order, and the two
+        # halves of a synchronous dependency run in two threads.
+        self.left = True
+        allowed_block.set(_innermost(allowed_block.get()))
+
+
+allowed_block: Final[ContextVar[AllowedBlock | None]] = ContextVar(
+    "leakguard_allowed", default=None
+)
+"""The innermost block; `None` outside of any. Child tasks that were started in one stay in it."""
+
+
+def allow(reason: str) -> AllowedBlock:
+    """Make a block, for `with`; the holds that are acquired inside are exempt from findings.
 
     Raises `SettingsError` where no reason is given: the next reader needs it.
     """
     if not isinstance(reason, str) or not reason.strip():
         raise SettingsError("reason", reason, "must say in a few words why the use is deliberate")
-    before = allowed_reason.get()
-    token = allowed_reason.set(reason)
-    try:
-        yield
-    finally:
-        try:
-            allowed_reason.reset(token)
-        except ValueError:
-            # Left in another context than entered: frameworks run the two halves of a
-            # synchronous dependency in two threads.
-            if allowed_reason.get() is reason:
-                allowed_reason.set(before)
+    return AllowedBlock(reason)
+
+
+def _innermost(block: AllowedBlock | None) -> AllowedBlock | None:
+    """Give `block`, or the innermost of those around it that has not ended."""
+    while block is not None and block.left:
+        block = block.outer
+    return block

@@ -40,7 +40,8 @@ class ScopeBlock:
         traceback: TracebackType | None,
     ) -> None:
         scope = self._scope
-        if scope is not None:
+        # Nothing to do where it was never entered, or was left before.
+        if scope is not None and scope.closed_at is None:
             if error is not None:
                 scope.failed(error)
             self._guard.close_scope(scope)

@@ -154,7 +154,6 @@ class Guard:
     def close_scope(self, scope: Scope) -> None:
         """End `scope` and judge what it did not give back. Never raises."""
         scope.leave()
-        scope.closed_at = monotonic()
         scope.log.add("scope closed")
         if (scope.open_holds or scope.notable) and self.installed:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal
 
-from leakguard.core.allow import allowed_reason
+from leakguard.core.allow import allowed_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,8 @@ class Hold:
         """Seconds for which somebody might have given it back before it was called leaked."""
         self.collected = False
         """Whether the garbage collector took it before anybody closed it."""
-        self.allowed = allowed_reason.get()
+        block = allowed_block.get()
+        self.allowed = None if block is None else block.reason
         """The reason given to `allow`, which exempts it from findings."""
         self.asynchronous: bool | None = None
         """Whether it is used with `await`; `None` where nobody knows yet."""

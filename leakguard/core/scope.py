@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, all_tasks
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -68,7 +68,6 @@ class Scope:
 
     __slots__ = (
         "_name",
-        "_token",
         "cancelled",
         "closed_at",
         "endpoint",
@@ -151,18 +150,16 @@ class Scope:
 
     def enter(self) -> None:
         """Make it the current scope."""
-        self._token: Token[Scope | None] = current_scope.set(self)
+        current_scope.set(self)
 
     def leave(self) -> None:
-        """Make its parent the current scope again."""
-        try:
-            current_scope.reset(self._token)
-        except ValueError:
-            # Left in another context than entered, as fixtures that are generators may be.
-            if current_scope.get() is self:
-                current_scope.set(self.parent)
-        # It refers to the context, and to the scope before: the chain of all those before it.
-        del self._token
+        """End it, and make the innermost scope that is open the current one.
+
+        That need not be its parent: scopes in generators need not end in the reverse order, and
+        fixtures may end in another context than they began in.
+        """
+        self.closed_at = monotonic()
+        current_scope.set(nearest_open(current_scope.get()))
 
     def failed(self, error: BaseException) -> None:
         """Write down which exception ended it; the exception itself is not kept."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 
-from leakguard import allow
+import pytest
+
+from leakguard import LeakGuardError, allow
 from tests.core.fakes import installed, take
 
 
@@ -41,3 +43,26 @@ def test_a_block_that_is_left_elsewhere_changes_nothing_there() -> None:
         block.__exit__(None, None, None)
         assert take(guard).allowed == "something else"
     guard.uninstall()
+
+
+def test_blocks_may_end_in_the_order_in_which_they_began() -> None:
+    """As in two generators that a task goes through by turns."""
+    guard = installed()
+    first, second = allow("first"), allow("second")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert take(guard).allowed == "second"
+    second.__exit__(None, None, None)
+    assert take(guard).allowed is None
+    guard.uninstall()
+
+
+def test_a_block_is_entered_once() -> None:
+    """And is no decorator, which would exempt nothing of a coroutine function."""
+    block = allow("streams the export")
+    with block:
+        pass
+    with pytest.raises(LeakGuardError, match=r"'streams the export'.*call allow"), block:
+        pass
+    assert not callable(block)

@@ -104,9 +104,16 @@ def test_a_scope_notes_how_it_ended(recorder: Recorder) -> None:
     guard.uninstall()
 
 
-def test_leaving_a_block_that_was_not_entered_is_nothing() -> None:
-    """There is no scope to end."""
-    make_guard().scope("job").__exit__(None, None, None)
+def test_leaving_a_block_that_is_not_open_is_nothing(recorder: Recorder) -> None:
+    """There is no scope to end, or it has ended before."""
+    guard = installed(recorder)
+    block = guard.scope("job")
+    block.__exit__(None, None, None)
+    with block:
+        pass
+    block.__exit__(None, None, None)
+    assert len(recorder.scopes_closed) == 1
+    guard.uninstall()
 
 
 def test_open_holds_are_a_snapshot_oldest_first(recorder: Recorder) -> None:

@@ -38,6 +38,19 @@ def test_a_scope_may_be_left_in_another_context() -> None:
     assert scope.closed_at is not None
 
 
+def test_scopes_may_end_in_the_order_in_which_they_began() -> None:
+    """As in two generators: each is current until it ends, and none of them afterwards."""
+    guard = installed()
+    first, second = guard.scope("first"), guard.scope("second")
+    first.__enter__()
+    inner = second.__enter__()
+    first.__exit__(None, None, None)
+    assert current_scope.get() is inner
+    second.__exit__(None, None, None)
+    assert current_scope.get() is None
+    guard.uninstall()
+
+
 def test_a_scope_left_in_a_copy_of_its_context_is_not_current_there() -> None:
     """In the copy its parent is current again; where it was never current nothing changes."""
     guard = installed()
