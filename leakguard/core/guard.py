@@ -58,6 +58,10 @@ class Guard:
         self.settings = settings
         self.installed = False
         self._warns_uninstalled = settings.mode is not Mode.OFF
+        self._blocks = 0
+        """How many `with` blocks of the guard are open."""
+        self._was_installed = False
+        """Whether it was installed before the first of them."""
         self.observers = Observers(observers, FAULTS)
         self._sources = tuple(sources)
         self._register = Register(settings.ignore, FAULTS)
@@ -111,10 +115,18 @@ class Guard:
         self._unresolved.clear()
 
     def __enter__(self) -> Self:
-        return self.install()
+        with LOCK:
+            if self._blocks == 0:
+                self._was_installed = self.installed
+            self._blocks += 1
+            return self.install()
 
     def __exit__(self, *_: object) -> None:
-        self.uninstall()
+        with LOCK:
+            self._blocks -= 1
+            # An application that has the same guard goes on to be watched.
+            if self._blocks == 0 and not self._was_installed:
+                self.uninstall()
 
     def open_holds(self) -> tuple[Hold, ...]:
         """Give a snapshot of every open hold, sessions and connections, oldest first."""

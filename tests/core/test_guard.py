@@ -53,6 +53,21 @@ def test_installation_is_a_pair_and_idempotent() -> None:
     assert not guard.installed
 
 
+def test_a_block_leaves_a_guard_installed_that_was_installed_before() -> None:
+    """Blocks nest, and none of them ends the watch of an application that has the same guard."""
+    guard = make_guard()
+    with guard:
+        with guard:
+            pass
+        assert guard.installed
+    assert not guard.installed
+    guard.install()
+    with guard, guard:
+        pass
+    assert guard.installed
+    guard.uninstall()
+
+
 def test_a_guard_that_is_abandoned_leaves_the_libraries_alone(recorder: Recorder) -> None:
     """It watches no more, and its sources are told so; an uninstallation has nothing to do then."""
     steps: list[str] = []
