@@ -234,7 +234,7 @@ class Judge:
         if not (verdict.wait and wait.announced):
             wait.announced = True
             self._found(hold, verdict)
-        if verdict.wait:
+        if verdict.wait and hold.allowed is None:  # of those nothing will be said
             self._wait(wait, others)
 
     def _wait(self, wait: _Wait, others: list[AnyTask]) -> None:

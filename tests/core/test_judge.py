@@ -590,6 +590,15 @@ def test_work_whose_end_nobody_tells_is_looked_at_until_it_has_ended() -> None:
     assert len(bench.holder.callbacks) == 1
 
 
+def test_what_is_allowed_is_not_looked_at() -> None:
+    """Nothing will be said of it, whatever becomes of it."""
+    bench = Bench()
+    bench.hold.allowed = "streams the export"
+    bench.judge.close(bench.scope)
+    assert bench.looks == []
+    assert not bench.holder.callbacks
+
+
 def test_an_end_that_is_told_too_early_changes_nothing() -> None:
     """The holder is asked, and no second look is planned beside the first."""
     bench = Bench()
