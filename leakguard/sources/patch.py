@@ -55,11 +55,14 @@ class Patch:
         placement = _Placement(original)
         wrapped = self._wrap(original)
 
+        resumes = self._resumes
+
+        # Its first parameter has the name that everybody gives it, and callers may use.
         @functools.wraps(original)
-        def wrapper(instance: object, *args: object, **kwargs: object) -> Any:  # noqa: ANN401  (whatever the original gives)
-            if placement.active or self._resumes(placement):
-                return wrapped(instance, *args, **kwargs)
-            return original(instance, *args, **kwargs)
+        def wrapper(self: object, *args: object, **kwargs: object) -> Any:  # noqa: ANN401  (whatever the original gives)
+            if placement.active or resumes(placement):
+                return wrapped(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
 
         placement.wrapper = wrapper
         return placement

@@ -84,6 +84,13 @@ def test_placing_twice_wraps_once(patch: Patch, door: Door) -> None:
     assert vars(Door)["open"] is ORIGINAL
 
 
+def test_the_instance_may_be_given_by_keyword(patch: Patch, door: Door) -> None:
+    """As `functools.partial(Door.open, self=door)` does."""
+    patch.place()
+    assert Door.open(self=door, how="slowly") == "opened slowly"
+    assert door.heard == ["ours"]
+
+
 def test_removing_what_was_never_placed_does_nothing(patch: Patch) -> None:
     """Removal needs no placement."""
     patch.remove()

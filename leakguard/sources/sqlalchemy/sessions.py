@@ -71,7 +71,7 @@ class Sessions:
     # --- wrappers ---------------------------------------------------------------------------------
 
     def _wrap_init(self, original: Callable[..., None]) -> Callable[..., None]:
-        def init(session: Session, *args: object, **kwargs: object) -> None:
+        def init(session: Session, /, *args: object, **kwargs: object) -> None:
             original(session, *args, **kwargs)
             try:
                 self._constructed(session)
@@ -81,7 +81,7 @@ class Sessions:
         return init
 
     def _wrap_close(self, original: Callable[..., None]) -> Callable[..., None]:
-        def close(session: Session, *args: object, **kwargs: object) -> None:
+        def close(session: Session, /, *args: object, **kwargs: object) -> None:
             hold = self._alive.get(id(session))
             if hold is None:
                 return original(session, *args, **kwargs)
@@ -95,7 +95,7 @@ class Sessions:
         return close
 
     def _wrap_reset(self, original: Callable[..., None]) -> Callable[..., None]:
-        def reset(session: Session, *args: object, **kwargs: object) -> None:
+        def reset(session: Session, /, *args: object, **kwargs: object) -> None:
             try:
                 original(session, *args, **kwargs)
             finally:
