@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +18,8 @@ class LeakGuardError(Exception):
 class SettingsError(LeakGuardError, ValueError):
     """A setting has a value that is not allowed.
 
-    The message names the setting, the value and what is allowed.
+    The message names the setting, the value and what is allowed. Of a connection string it
+    shows no more than the scheme: what follows may be a password.
     """
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
@@ -51,8 +53,11 @@ class ConnectionLeakWarning(RuntimeWarning):
     """
 
 
+_BEFORE_SECRETS: Final = re.compile(r"(://|password|passwd|pwd).*", re.DOTALL | re.IGNORECASE)
+
+
 def _show(value: object) -> str:
     try:
-        return repr(value)
+        return _BEFORE_SECRETS.sub(r"\1...", repr(value))
     except Exception:  # noqa: BLE001  (whatever a user's code raises; the message must come out)
         return f"<a {type(value).__name__} whose repr raises>"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pytest
+
 from leakguard import ConnectionLeakError, LeakGuardError, SettingsError
 from tests.core.fakes import make_finding
 
@@ -20,6 +22,24 @@ def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
     """A user's broken `repr` does not hide the message."""
     error = SettingsError("mode", Unprintable(), "it is a mode")
     assert str(error) == "mode=<a Unprintable whose repr raises> is not allowed: it is a mode"
+
+
+@pytest.mark.parametrize(
+    "value, shown",
+    [
+        ("postgresql://app:hunter2@db/orders", "'postgresql://..."),
+        ("postgresql://app:hun@t/er2@db/orders", "'postgresql://..."),
+        ("postgresql://db/orders?user=app&password=hunter2", "'postgresql://..."),
+        ("host=db PASSWORD=hunter2\nuser=app", "'host=db PASSWORD..."),
+        ({"main": "mysql://app:hunter2@db"}, "{'main': 'mysql://..."),
+        ({"user": "app", "password": "hunter2"}, "{'user': 'app', 'password..."),
+    ],
+)
+def test_no_password_is_shown(value: object, shown: str) -> None:
+    """A connection string in place of an engine, or of anything else, is a likely mistake."""
+    assert str(SettingsError("engines", value, "it is a list")) == (
+        f"engines={shown} is not allowed: it is a list"
+    )
 
 
 def test_a_settings_error_can_be_pickled() -> None:
