@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from leakguard.core.faults import FROM_OUTSIDE
 from leakguard.core.lock import LOCK
@@ -46,6 +46,16 @@ class Observer:
     def resolved(self, finding: Finding) -> None:
         """Tell that the connection of an earlier finding came back after all."""
 
+
+METHODS: Final = (
+    "scope_opened",
+    "scope_closed",
+    "acquired",
+    "released",
+    "found",
+    "resolved",
+)
+"""The names of the methods of `Observer`."""
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
 Told = tuple[Observer, Callable[[T], None]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypedDict, cast
 
-from leakguard.core.observer import Observer
+from leakguard.core.observer import METHODS, Observer
 from leakguard.exceptions import SettingsError
 
 if TYPE_CHECKING:
@@ -181,6 +182,10 @@ def _observers(name: str, value: object) -> tuple[Observer, ...] | None:
     for number, observer in enumerate(observers):
         if not isinstance(observer, Observer):
             raise SettingsError(f"{name}[{number}]", observer, "must be an Observer instance")
+        for method in METHODS:
+            if _gives_no_answer(getattr(observer, method)):
+                allowed = f"its {method} must be def, neither async def nor a generator"
+                raise SettingsError(f"{name}[{number}]", observer, allowed)
     return cast("tuple[Observer, ...]", observers)
 
 
@@ -191,7 +196,24 @@ def _predicates(name: str, value: object) -> tuple[Callable[[Finding], bool], ..
         if not callable(predicate):
             allowed = "must be a function that takes a finding and says whether to drop it"
             raise SettingsError(f"{name}[{number}]", predicate, allowed)
+        if _gives_no_answer(predicate):  # what it gives counts as true, and drops everything
+            allowed = "must be def, neither async def nor a generator"
+            raise SettingsError(f"{name}[{number}]", predicate, allowed)
     return cast("tuple[Callable[[Finding], bool], ...]", predicates)
+
+
+def _gives_no_answer(function: Callable[..., object]) -> bool:
+    """Say whether calling it does nothing yet: somebody would have to await or iterate it."""
+    own_call = type(function).__call__  # of an object that can be called
+    return any(
+        kind(one)
+        for one in (function, own_call)
+        for kind in (
+            inspect.iscoroutinefunction,
+            inspect.isasyncgenfunction,
+            inspect.isgeneratorfunction,
+        )
+    )
 
 
 _VALIDATORS: Final[Mapping[str, Callable[[str, object], object]]] = {

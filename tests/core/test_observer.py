@@ -9,7 +9,7 @@ import pytest
 
 from leakguard import Hold, Observer
 from leakguard.core.faults import Faults
-from leakguard.core.observer import Observers
+from leakguard.core.observer import METHODS, Observers
 from tests.core.fakes import installed, make_finding, take
 from tests.support import PATIENCE, Recorder
 
@@ -144,3 +144,8 @@ def test_an_observer_that_raises_in_two_threads_at_once_is_logged_once(
     assert len(caplog.records) == 1
     assert len(recorder.holds_acquired) == 2
     guard.uninstall()
+
+
+def test_the_methods_are_listed() -> None:
+    """The settings look at every one of them."""
+    assert set(METHODS) == {name for name in vars(Observer) if not name.startswith("_")}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,33 @@ def no_mode_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def never(_: Finding) -> bool:
     return False
+
+
+async def never_async(_: Finding) -> bool:
+    return False
+
+
+def never_generator(_: Finding) -> Iterator[bool]:
+    yield False
+
+
+async def never_async_generator(_: Finding) -> AsyncIterator[bool]:
+    yield False
+
+
+class NeverAsync:
+    """A predicate with state, which is called like a function."""
+
+    async def __call__(self, _: Finding) -> bool:
+        """Say no."""
+        return False
+
+
+class AsyncObserver(Observer):
+    """An observer that would like to be awaited."""
+
+    async def found(self, finding: Finding) -> None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # the mistake
+        """Send it somewhere."""
 
 
 BAD: list[tuple[str, object, str]] = [
@@ -47,6 +76,12 @@ BAD: list[tuple[str, object, str]] = [
     ("ignore", [never, "leaked"], r"ignore\[1\]=.* must be a function"),
     ("ignore", never, "a list of functions"),
     ("ignore", None, "a list of functions"),
+    ("ignore", [never_async], r"ignore\[0\]=.* must be def, neither async def nor a generator"),
+    ("ignore", [partial(never_async)], "must be def"),
+    ("ignore", [NeverAsync()], "must be def"),
+    ("ignore", [never, never_generator], r"ignore\[1\]=.* must be def"),
+    ("ignore", [never_async_generator], "must be def"),
+    ("observers", [Observer(), AsyncObserver()], r"observers\[1\]=.* its found must be def"),
     ("engines", 7, "a list of at least one engine"),
     ("engines", {"main": 1}, "a list of at least one engine"),
     ("engines", [], "a list of at least one engine"),
