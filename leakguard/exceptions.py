@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from leakguard.core.finding import Finding
 
@@ -19,7 +21,8 @@ class SettingsError(LeakGuardError, ValueError):
     """A setting has a value that is not allowed.
 
     The message names the setting, the value and what is allowed. Of a connection string it
-    shows no more than the scheme: what follows may be a password.
+    shows no more than the scheme: what follows may be a password. Pickled, it has the text of a
+    value that cannot be.
     """
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
@@ -28,14 +31,19 @@ class SettingsError(LeakGuardError, ValueError):
         self.value = value
         self.allowed = allowed
 
-    def __reduce__(self) -> tuple[type[SettingsError], tuple[str, object, str]]:
+    def __reduce__(self) -> tuple[Callable[[], SettingsError], tuple[()], dict[str, object]]:
         # By default an exception is made anew from its message alone, which would fail: the
         # error of a worker process would not reach its parent.
-        return type(self), (self.setting, self.value, self.allowed)
+        state = self.__dict__ | {"value": _sendable(self.value)}
+        return partial(type(self).__new__, type(self), *self.args), (), state
 
 
 class ConnectionLeakError(LeakGuardError):
-    """Raised by the testing tools when something leaked; carries the `findings`."""
+    """Raised by the testing tools when something leaked; carries the `findings`.
+
+    Pickled, as multiprocessing does, its findings have neither `hold` nor `scope`, and tell the
+    same all the same.
+    """
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
@@ -51,6 +59,14 @@ class ConnectionLeakWarning(RuntimeWarning):
     Its location is the user's line: where the session was constructed, else where the
     connection was checked out. Python's default filters show it.
     """
+
+
+def _sendable(value: object) -> object:
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001  (whatever a user's class raises)
+        return _show(value)
+    return value
 
 
 _BEFORE_SECRETS: Final = re.compile(r"(://|password|passwd|pwd).*", re.DOTALL | re.IGNORECASE)

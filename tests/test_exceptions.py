@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
 
-from leakguard import ConnectionLeakError, LeakGuardError, SettingsError
+from leakguard import ConnectionLeakError, LeakGuard, LeakGuardError, SettingsError
 from tests.core.fakes import make_finding
 
 
@@ -46,6 +49,39 @@ def test_a_settings_error_can_be_pickled() -> None:
     """The error of a worker process reaches its parent whole."""
     error = pickle.loads(pickle.dumps(SettingsError("frames", 0, "it is 1 or more")))  # noqa: S301  (our own)
     assert (error.setting, error.value, error.allowed) == ("frames", 0, "it is 1 or more")
+
+
+def test_a_settings_error_can_be_pickled_whatever_the_value() -> None:
+    """A function of the user's cannot be sent; the message is the same."""
+    error = SettingsError("late_after", lambda: 1, "it is a number")
+    sent = pickle.loads(pickle.dumps(error))  # noqa: S301  (our own)
+    assert str(sent) == str(error)
+    assert (sent.setting, sent.value, sent.allowed) == (
+        "late_after",
+        repr(error.value),
+        "it is a number",
+    )
+
+
+def test_a_leak_error_can_be_pickled(tmp_path: Path) -> None:
+    """What it found in a worker process is told by its parent word for word."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}")
+    with LeakGuard(mode="testing") as guard:
+        assert guard.history is not None
+        with guard.scope("job"):
+            session = Session(engine)
+            session.execute(text("SELECT 1"))
+        error = sent = ConnectionLeakError(guard.history.findings)
+        for _ in range(2):  # from a worker's worker, too
+            sent = pickle.loads(pickle.dumps(sent))  # noqa: S301  (our own)
+    ((finding,), (original,)) = sent.findings, error.findings
+    assert str(sent) == str(error) == str(finding)
+    assert finding.to_dict() == original.to_dict()
+    assert (finding.hold, finding.scope) == (None, None)
+    for name in ("kind", "severity", "pool", "hint", "evidence", "usage", "fingerprint", "count"):
+        assert getattr(finding, name) == getattr(original, name)
+    session.close()
+    engine.dispose()
 
 
 def test_a_leak_error_can_be_copied() -> None:

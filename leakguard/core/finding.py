@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from leakguard.core.callsite import CallSite, import_path
@@ -147,6 +148,27 @@ class Finding:
         from leakguard.core.report import to_dict  # noqa: PLC0415  (report knows finding)
 
         return to_dict(self)
+
+    def __reduce__(self) -> tuple[partial[SentFinding], tuple[()]]:
+        # A hold and a scope belong to their process: code, locks, weak references.
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values |= {"hold": None, "scope": None, "report": str(self), "facts": self.to_dict()}
+        return partial(SentFinding, **values), ()
+
+
+@dataclass(eq=False, slots=True)
+class SentFinding(Finding):
+    """A finding that was pickled: hold and scope stayed behind, what they told came along."""
+
+    report: str = field(kw_only=True)
+    facts: dict[str, Any] = field(kw_only=True)
+
+    def __str__(self) -> str:
+        return self.report
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give every fact of the finding, as it was then."""
+        return self.facts.copy()
 
 
 def fingerprint(
