@@ -91,7 +91,10 @@ class Hold:
 
     @property
     def statement(self) -> str | None:
-        """The SQL text of the last statement, where the settings keep it; never its parameters."""
+        """The SQL text of the last statement, where the settings keep it; never its parameters.
+
+        Of a very long one it is the beginning, which ends in an ellipsis.
+        """
         return None
 
     @property

@@ -220,6 +220,17 @@ def test_the_last_statement_is_kept_where_the_settings_say_so(
     session.close()
 
 
+def test_of_a_very_long_statement_the_beginning_is_kept(guard: LeakGuard, engine: Engine) -> None:
+    """One with thousands of values in it takes no memory for as long as its finding is kept."""
+    values = ",".join(map(str, range(10_000)))
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"SELECT 1 WHERE 1 IN ({values})")
+        (hold,) = guard.open_holds()
+        assert hold.statement == f"SELECT 1 WHERE 1 IN ({values}"[:4000] + "…"
+        connection.exec_driver_sql("SELECT 1")
+        assert hold.statement == "SELECT 1"
+
+
 def test_every_way_to_execute_is_a_statement(guard: LeakGuard, engine: Engine) -> None:
     """With parameters, without, and many at once."""
     with guard.scope("job") as scope, engine.begin() as connection:

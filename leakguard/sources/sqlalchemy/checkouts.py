@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from time import monotonic
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
@@ -216,7 +216,8 @@ class Checkouts:
             hold = self.of(context.root_connection)
             if hold is not None and hold.guard.settings.statements:
                 hold.used_monotonic = monotonic()
-                hold.statement_text = statement
+                long = len(statement) > _STATEMENT_LIMIT
+                hold.statement_text = f"{statement[:_STATEMENT_LIMIT]}…" if long else statement
                 if hold.scope is not None:
                     hold.scope.log.add("statement executed")
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
@@ -307,6 +308,10 @@ class Checkouts:
 def report_fault(error: Exception) -> None:
     """Log a fault of this source, once."""
     FAULTS.report("leakguard's SQLAlchemy source", error, "Please report it.")
+
+
+_STATEMENT_LIMIT: Final = 4000
+"""How many characters of a statement are kept; one with many values in it may have millions."""
 
 
 def _pool_of(proxy: Any) -> Pool:  # noqa: ANN401  (its class has no public name)
