@@ -54,8 +54,9 @@ def _part_lines(part: Part, finding: Finding) -> list[str]:
 def repetition(finding: Finding, times: int) -> str:
     """Write the line that stands for `times` further occurrences of a known finding."""
     noun = "time" if times == 1 else "times"
+    of_pool = f" of pool {_pool(finding)}" if finding.pool else ""
     return (
-        f"{finding.kind}: {times} more {noun} {_where(finding)}, "
+        f"{finding.kind}: {times} more {noun} {_where(finding)}{of_pool}, "
         f"{finding.count} since {finding.first_seen:%H:%M:%S}, "
         f"last in {_who(finding)} [{finding.fingerprint}]"
     )

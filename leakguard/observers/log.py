@@ -61,10 +61,13 @@ class Log(Observer):
         self._lines: OrderedDict[str, _Line] = OrderedDict()
 
     def found(self, finding: Finding) -> None:
-        """Log it in full the first time, then one counting line at most every `repeat_after`."""
+        """Log it in full the first time, then one counting line at most every `repeat_after`.
+
+        Where one line leaks connections of several pools, that goes for each of the pools.
+        """
         if finding.severity is Severity.NOTICE and not self._notices:
             return
-        times = self._due(finding.fingerprint, monotonic())
+        times = self._due(_key(finding), monotonic())
         if times is None:
             return
         text = render(finding) if times == 0 else repetition(finding, times)
@@ -75,7 +78,7 @@ class Log(Observer):
         notice = finding.severity is Severity.NOTICE
         if notice and not self._notices:
             return
-        times = self._due(f"resolved {finding.fingerprint}", monotonic())
+        times = self._due(f"resolved {_key(finding)}", monotonic())
         if times is not None:
             # A level that is shown wherever the error was shown.
             level = logging.INFO if notice else logging.WARNING
@@ -101,6 +104,11 @@ class Log(Observer):
             times, line.unlogged = line.unlogged, 0
             line.next_at = now + self._repeat_after
             return times
+
+
+def _key(finding: Finding) -> str:
+    # The pool is no part of a fingerprint; but whose pool runs dry looks for its name in the log.
+    return f"{finding.fingerprint} {finding.pool}"
 
 
 def fields_of(finding: Finding) -> dict[str, Any]:

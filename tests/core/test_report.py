@@ -209,7 +209,7 @@ def test_further_occurrences_are_one_line() -> None:
     """With how many it stands for, how many there were, and where the last was."""
     one = finding()
     assert repetition(one, 1) == (
-        "leaked: 1 more time from app/db.py:12 in get_db, 37 since 10:02:11, "
+        'leaked: 1 more time from app/db.py:12 in get_db of pool "main", 37 since 10:02:11, '
         "last in GET /items/{item_id} (500 in 12 ms) [c0ffee]"
     )
     assert repetition(one, 9).startswith("leaked: 9 more times from ")

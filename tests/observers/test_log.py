@@ -60,6 +60,20 @@ def test_different_findings_do_not_suppress_one_another(
     assert len(logged(caplog)) == 2
 
 
+def test_one_mistake_is_logged_for_each_pool(caplog: pytest.LogCaptureFixture) -> None:
+    """Whose pool runs dry finds its name, though the line leaks another pool's, too."""
+    log = Log()
+    for pool in ("orders", "billing", "orders"):
+        finding = make_finding()
+        finding.pool = pool
+        finding.resolution = "given back"
+        log.found(finding)
+        log.resolved(finding)
+    found = [line.split("\n")[0] for line in logged(caplog) if line.startswith("leaked")]
+    assert [line.rpartition(" ")[2] for line in found] == ['"orders"', '"billing"']
+    assert len(logged(caplog)) == 4
+
+
 @pytest.mark.parametrize(
     "kind, level",
     [(FindingKind.LEAKED, logging.ERROR), (FindingKind.SYNC_IN_ASYNC, logging.INFO)],
