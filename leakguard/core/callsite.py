@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from functools import lru_cache
 from types import CodeType, FrameType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 Segments = Callable[[], Iterable[FrameType]]
 """Gives the innermost frames of the further stacks that the current one hangs from.
@@ -199,8 +200,13 @@ def _place_of(frame: FrameType) -> Place:
         return Place.USER if _is_typed_in(frame) else Place.LIBRARY
     if len(_places) >= _PLACES_LIMIT:
         _places.clear()
-    place = _places[file] = classify(file)
+    place = _places[file] = classify(file, _module(frame.f_globals))
     return place
+
+
+def _module(variables: dict[str, Any]) -> str:
+    """Name the module, also where it was started by `python -m` and so is the main one."""
+    return str(getattr(variables.get("__spec__"), "name", None) or variables.get("__name__"))
 
 
 def _is_typed_in(frame: FrameType) -> bool:
@@ -213,18 +219,31 @@ def _is_typed_in(frame: FrameType) -> bool:
     return variables.get("__name__") == "__main__" and "__file__" not in variables
 
 
-def classify(file: str) -> Place:
-    """Say whose `file` is, by where it lies."""
+def classify(file: str, module: str) -> Place:
+    """Say whose `file` is, by where it lies and by the name of its module."""
     path = _absolute(file)
     if path in _BOUNDARIES:
         return Place.BOUNDARY
-    for folder in _PACKAGE_FOLDERS:
-        if path.startswith(folder):
-            package = path[len(folder) :].split(os.sep, 1)[0].removesuffix(".py")
-            return Place.LIBRARY if package in _MACHINERY else Place.THIRD_PARTY
-    if path.startswith(_LIBRARY_FOLDERS):
+    package = _package(path)
+    # By the module's name, because packages may be installed anywhere: in a folder of PYTHONPATH,
+    # in an archive, in the layer of a function service. A folder of the user's has any name.
+    if package in _MACHINERY or module.partition(".")[0] in _MACHINERY:
         return Place.LIBRARY
-    return Place.USER
+    if package is not None:
+        return Place.THIRD_PARTY
+    return Place.LIBRARY if path.startswith(_LIBRARY_FOLDERS) else Place.USER
+
+
+def _package(path: str) -> str | None:
+    """Name the installed package, or program of one, that a file belongs to; `None`: none."""
+    folder = next(filter(path.startswith, _PACKAGE_FOLDERS), None)
+    if folder is None:
+        # In another environment, or one for each package, the folder has the same name.
+        found = _ANY_PACKAGE_FOLDER.match(path)
+        if found is None:
+            return None
+        folder = found.group()
+    return path[len(folder) :].split(os.sep, 1)[0].removesuffix(".py")
 
 
 def mark_boundary(file: str) -> None:
@@ -256,6 +275,7 @@ _PACKAGE_FOLDERS: Final = tuple(
         )
     }
 )
+_ANY_PACKAGE_FOLDER: Final = re.compile(r".*[/\\](site|dist)-packages[/\\]")
 _LIBRARY_FOLDERS: Final = tuple(
     {
         _folder(path)

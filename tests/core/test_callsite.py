@@ -115,16 +115,56 @@ def test_library_frames_are_passed_over() -> None:
         f"{SITE_PACKAGES}/fastapi/made_up.py",
         f"{SITE_PACKAGES}/sniffio.py",
     ):
-        assert classify(file) is Place.LIBRARY
+        assert classify(file, "somewhere") is Place.LIBRARY
         site = call_from(file, captured)
         assert site.function == "call_from"
-    assert classify(callsite.__file__) is Place.LIBRARY
+    assert classify(callsite.__file__, callsite.__name__) is Place.LIBRARY
+
+
+@pytest.mark.parametrize(
+    "file, module, place",
+    [
+        ("/opt/python/sqlalchemy/orm/session.py", "sqlalchemy.orm.session", Place.LIBRARY),
+        ("/srv/app.zip/starlette/routing.py", "starlette.routing", Place.LIBRARY),
+        ("external/pip_anyio/site-packages/anyio/to_thread.py", "anyio.to_thread", Place.LIBRARY),
+        ("/other/lib/site-packages/anyio/to_thread.py", "renamed.anyio", Place.LIBRARY),
+        ("/other/lib/site-packages/the_application/db.py", "the_application.db", Place.THIRD_PARTY),
+        ("/usr/lib/python3/dist-packages/helper.py", "helper", Place.THIRD_PARTY),
+        ("/srv/sqlalchemy/app/db.py", "app.db", Place.USER),
+        ("/srv/app/sqlalchemy/session.py", "app.sqlalchemy.session", Place.USER),
+        ("/srv/app/sqlalchemy_models.py", "sqlalchemy_models", Place.USER),
+        ("/srv/alembic/env.py", "env_py", Place.USER),
+    ],
+)
+def test_libraries_are_known_wherever_they_are(file: str, module: str, place: Place) -> None:
+    """In a folder of PYTHONPATH, an archive or a layer; a folder of the user's has any name."""
+    assert classify(file, module) is place
+
+
+def test_a_library_that_is_started_is_known(tmp_path: Path) -> None:
+    """By `python -m` its module is called `__main__`."""
+    (tmp_path / "pytest").mkdir()
+    (tmp_path / "pytest" / "__init__.py").touch()
+    (tmp_path / "pytest" / "__main__.py").write_text(
+        "import sys\n"
+        "from leakguard.core.callsite import capture, no_segments\n"
+        "print(capture(sys._getframe(), 1, no_segments))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-m", "pytest"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert out.stdout.strip() == "None"
 
 
 def test_another_package_is_the_line_where_there_is_none_of_the_user_s() -> None:
     """An application that is itself installed is named by its innermost frame."""
     file = f"{SITE_PACKAGES}/the_application/db.py"
-    assert classify(file) is Place.THIRD_PARTY
+    assert classify(file, "the_application.db") is Place.THIRD_PARTY
     assert call_from(file, captured).function == "call_from"
 
     def ending_here() -> CallSite | None:
@@ -249,7 +289,7 @@ def test_paths_are_relative_to_the_working_directory(
     assert relative_path("/srv/db.py") == "/srv/db.py"
     directory.rmdir()
     assert relative_path("/srv/db.py") == "/srv/db.py"
-    assert classify("made_up.py") is Place.USER
+    assert classify("made_up.py", "made_up") is Place.USER
     monkeypatch.chdir(tmp_path)
 
 
