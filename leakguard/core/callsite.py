@@ -29,9 +29,9 @@ found on the stacks of its parents.
 _MACHINERY: Final = frozenset(
     (  # noqa: SIM905  (a list of words reads best as words)
         "aiomysql aiosqlite alembic anyio asyncmy asyncpg fastapi fastapi_cli flask_sqlalchemy "
-        "greenlet gunicorn h11 httptools hypercorn leakguard pluggy prometheus_client psycopg "
-        "psycopg_pool pydantic pymysql pytest _pytest sentry_sdk sniffio sqlalchemy sqlmodel "
-        "starlette trio uvicorn uvloop"
+        "greenlet gunicorn h11 httptools hypercorn jinja2 leakguard pluggy prometheus_client "
+        "psycopg psycopg_pool pydantic pymysql pytest _pytest sentry_sdk sniffio sqlalchemy "
+        "sqlmodel starlette trio uvicorn uvloop"
     ).split()
 )
 """Packages that stand between the user's line and leakguard, wherever they are installed."""
@@ -189,6 +189,9 @@ def _line(code: CodeType, offset: int) -> int:
     return code.co_firstlineno
 
 
+_JINJA_TEMPLATE: Final = "__jinja_template__"
+"""What Jinja calls the template among the variables of the code that it generates from it."""
+
 _places: Final[dict[str, Place]] = {}
 _PLACES_LIMIT: Final = 10_000
 
@@ -200,7 +203,12 @@ def _place_of(frame: FrameType) -> Place:
         return Place.USER if _is_typed_in(frame) else Place.LIBRARY
     if len(_places) >= _PLACES_LIMIT:
         _places.clear()
-    place = _places[file] = classify(file, _module(frame.f_globals))
+    variables = frame.f_globals
+    # What Jinja makes of a template has the template's file and lines of its own. The user's line
+    # is who renders it.
+    template = _JINJA_TEMPLATE in variables
+    place = Place.LIBRARY if template else classify(file, _module(variables))
+    _places[file] = place
     return place
 
 

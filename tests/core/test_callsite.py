@@ -33,9 +33,9 @@ def frame(level: int = 0) -> FrameType:
     return sys._getframe(level + 1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
 
 
-def call_from(file: str, function: Any, *, name: str = "somewhere") -> Any:
+def call_from(file: str, function: Any, **more: object) -> Any:
     """Call `function` from a frame whose code claims to be in `file`."""
-    variables: dict[str, Any] = {"function": function, "__name__": name, "__file__": file}
+    variables = {"function": function, "__name__": "somewhere", "__file__": file, **more}
     exec(compile("def caller(): return function()\nresult = caller()", file, "exec"), variables)  # noqa: S102  (text of the test)
     return variables["result"]
 
@@ -228,6 +228,13 @@ def test_a_walk_goes_on_at_the_parent_stacks() -> None:
 def test_generated_code_is_nobody_s() -> None:
     """Methods of dataclasses and the like are not the user's line."""
     assert call_from("<string>", captured).function == "call_from"
+
+
+def test_a_template_is_passed_over() -> None:
+    """Jinja's code has the template's file, and lines that the template does not have."""
+    template = call_from("/srv/app/page.html", captured, __jinja_template__=object())
+    assert template.function == "call_from"
+    assert call_from("/srv/app/page.txt", captured).file == "/srv/app/page.txt"
 
 
 @pytest.mark.parametrize("how", ["argument", "script"])
