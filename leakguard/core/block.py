@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from leakguard.core.scope import Scope
 from leakguard.exceptions import LeakGuardError
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from leakguard.core.guard import Guard
 
@@ -23,6 +24,10 @@ class ScopeBlock:
         self._scope: Scope | None = None
 
     def __enter__(self) -> Scope:
+        return self._open(sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+
+    def _open(self, frame: FrameType) -> Scope:
+        """Open the scope for the block of `frame`."""
         if self._scope is not None:
             raise LeakGuardError(
                 f"the block of scope {self._name!r} was entered before, and stands for one scope "
@@ -30,6 +35,7 @@ class ScopeBlock:
             )
         guard = self._guard
         scope = self._scope = Scope(guard, self._name, self._type, guard.new_log())
+        scope.opener = id(frame), frame.f_code
         guard.open_scope(scope)
         return scope
 
@@ -47,7 +53,7 @@ class ScopeBlock:
             self._guard.close_scope(scope)
 
     async def __aenter__(self) -> Scope:
-        return self.__enter__()
+        return self._open(sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
 
     async def __aexit__(
         self,

@@ -26,6 +26,9 @@ A stack that runs inside a greenlet ends where the greenlet starts; the code tha
 found on the stacks of its parents.
 """
 
+Opener = tuple[int, CodeType]
+"""The frame that opened a scope: its `id`, which it has to itself while it runs, and its code."""
+
 _MACHINERY: Final = frozenset(
     (  # noqa: SIM905  (a list of words reads best as words)
         "aiomysql aiosqlite alembic anyio asyncmy asyncpg fastapi fastapi_cli flask_sqlalchemy "
@@ -118,11 +121,13 @@ class CallSite:
 
 
 def capture(  # noqa: C901  (one loop: it runs at every checkout, and a call costs as much as a frame)
-    frame: FrameType | None, limit: int, segments: Segments
+    frame: FrameType | None, limit: int, segments: Segments, opener: Opener | None = None
 ) -> CallSite | None:
     """Walk outwards from `frame` and keep up to `limit` user frames.
 
-    `None` where neither the user nor another installed package has a line on the stack.
+    Where an installed package opened the scope, as `opener` tells, and the user has no line since,
+    it is the application, and whoever called it merely starts it. `None` where neither the user
+    nor another installed package has a line on the stack.
     """
     found: list[tuple[CodeType, int]] = []
     third_party: tuple[CodeType, int] | None = None
@@ -141,8 +146,11 @@ def capture(  # noqa: C901  (one loop: it runs at every checkout, and a call cos
                         return CallSite(tuple(found))
                 elif place is Place.BOUNDARY:
                     return _site(found, third_party)
-                elif third_party is None:
-                    third_party = (code, frame.f_lasti)
+                else:
+                    if third_party is None:
+                        third_party = (code, frame.f_lasti)
+                    if opener is not None and not found and opener == (id(frame), code):
+                        return _site(found, third_party)
             frame = frame.f_back
         if further is None:
             further = iter(segments())

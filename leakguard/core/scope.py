@@ -12,7 +12,7 @@ from leakguard.core.holder import context_of, current_owner
 if TYPE_CHECKING:
     from types import CodeType
 
-    from leakguard.core.callsite import CallSite
+    from leakguard.core.callsite import CallSite, Opener
     from leakguard.core.guard import Guard
     from leakguard.core.hold import ConnectionHold, Hold
     from leakguard.core.holder import AnyTask
@@ -77,6 +77,7 @@ class Scope:
         "notable",
         "open_holds",
         "opened_at",
+        "opener",
         "owner",
         "parent",
         "responded_at",
@@ -103,6 +104,8 @@ class Scope:
         self.endpoint: CodeType | None = None
         """The code of the function that the route names."""
         self.log = log
+        self.opener: Opener | None = None
+        """The frame that has its block; `None` where it has none, as a request."""
         self.parent = nearest_open(current_scope.get())
         # Ended scopes are cut out of the chain: else a job that starts its successor would keep
         # all its predecessors.

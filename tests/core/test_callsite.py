@@ -24,7 +24,8 @@ from leakguard.core.callsite import (
     no_segments,
     relative_path,
 )
-from tests.core.fakes import here, site_at
+from leakguard.core.scope import current_scope
+from tests.core.fakes import here, make_guard, site_at
 
 SITE_PACKAGES = sysconfig.get_path("purelib")
 
@@ -172,6 +173,63 @@ def test_another_package_is_the_line_where_there_is_none_of_the_user_s() -> None
 
     site = call_from(file, ending_here)
     assert (site.file, site.function) == (file, "caller")
+
+
+INSTALLED_JOB = """
+def work():
+    return function()
+
+def job():
+    with guard.scope("job"):
+        return work()
+
+async def async_job():
+    async with guard.scope("job"):
+        return work()
+"""
+
+
+def installed(file: str, **variables: object) -> dict[str, Any]:
+    """Give what `INSTALLED_JOB` defines, as a module of an installed package."""
+    path = f"{SITE_PACKAGES}/{file}"
+    module = {"__name__": file.removesuffix(".py").replace("/", "."), **variables}
+    exec(compile(INSTALLED_JOB, path, "exec"), module)  # noqa: S102  (text of the test)
+    return module
+
+
+def captured_in_scope() -> CallSite | None:
+    scope = current_scope.get()
+    assert scope is not None
+    return capture(frame(1), 12, no_segments, scope.opener)
+
+
+def test_an_installed_application_that_opens_the_scope_wins_over_its_launcher() -> None:
+    """The script that starts it, here the test, is outside of the scope's block."""
+    module = installed("app/jobs.py", function=captured_in_scope, guard=make_guard())
+    with pytest.raises(StopIteration) as stopped:
+        module["async_job"]().send(None)
+    for site in (module["job"](), stopped.value.value):
+        assert [one.function for one in site.frames] == ["work"]
+        assert site.file == f"{SITE_PACKAGES}/app/jobs.py"
+
+
+def test_a_helper_library_does_not_win_over_whose_code_opened_the_scope() -> None:
+    """The user's own line is what they want, whatever it calls."""
+    helper = installed("helper.py", function=captured_in_scope)
+    with make_guard().scope("job"):
+        site = helper["work"]()
+    assert site.file == __file__
+
+
+def test_a_helper_library_does_not_win_over_the_user_s_own_function() -> None:
+    """An installed framework for jobs, say, opens the scope and calls the user's code."""
+    helper = installed("helper.py", function=captured_in_scope)
+
+    def own() -> Any:
+        return helper["work"]()
+
+    framework = installed("framework.py", function=own, guard=make_guard())
+    assert framework["job"]().function.endswith("own")
 
 
 def only(frame: FrameType, count: int) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import random
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, Pool, create_engine, event, text
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import (
     NullPool,
     PoolProxiedConnection,
@@ -19,6 +21,7 @@ from sqlalchemy.pool import (
 )
 
 from leakguard import FindingKind, LeakGuard
+from leakguard.core.callsite import relative_path
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from tests.support import Recorder
 
@@ -370,3 +373,20 @@ def test_a_statement_without_a_context_is_sqlalchemy_s_own(guard: LeakGuard) -> 
     checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the listener
     checkouts._on_statement(None, "SELECT 1", None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as SQLAlchemy calls it
     assert guard.open_holds() == ()
+
+
+def test_an_installed_application_is_named_and_not_the_script_that_starts_it(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """It opens the scope itself, and the script has no part in what happens in it."""
+    file = f"{sysconfig.get_path('purelib')}/the_application/jobs.py"
+    code = "with guard.scope('job'):\n db = Session(engine)\n db.connection()\nkept.append(db)"
+    kept: list[Session] = []
+    names = {"guard": guard, "engine": engine, "Session": Session, "kept": kept}
+    exec(compile(code, file, "exec"), {"__name__": "the_application.jobs", **names})  # noqa: S102  (text of the test)
+    (hold,) = (finding.hold for finding in recorder.findings)
+    assert hold is not None
+    where = relative_path(file)
+    assert str(hold.created_at) == f"{where}:2 in <module>"
+    assert str(hold.acquired_at) == f"{where}:3 in <module>"
+    kept.pop().close()

@@ -236,7 +236,8 @@ class Checkouts:
         # The caller's frame: a variable with the own one would be a cycle that keeps the proxy.
         frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         facts = self._facts_of(pool, frame)
-        site = capture(frame, guard.settings.frames, parent_stacks)
+        opener = None if scope is None else scope.opener
+        site = capture(frame, guard.settings.frames, parent_stacks, opener)
         hold = Checkout(guard, facts.name, scope, site)
         hold.facts = facts
         hold.asynchronous = facts.is_async

@@ -120,7 +120,8 @@ class Sessions:
         # Two frames up is the wrapper; whoever called it constructs the session. Nobody does
         # where a greenlet starts there.
         frame = self._constructing_frame(sys._getframe(2).f_back)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        site = capture(frame, guard.settings.frames, parent_stacks)
+        opener = None if scope is None else scope.opener
+        site = capture(frame, guard.settings.frames, parent_stacks, opener)
         hold = ConstructedSession(guard, scope, site)
         hold.ref = NumberedRef(session, self._session_gone)
         if scope is not None:
