@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType
-from typing import Final
+from typing import Final, cast
 
 from leakguard.core.finding import FindingKind, Hint
 
@@ -33,7 +33,7 @@ class Case:
     exception: str | None = None
     """The type name of the exception that ended the scope."""
     cancelled: bool = False
-    """Whether the scope was cancelled."""
+    """Whether the scope was cancelled, and was cut short by that."""
     status: int | None = None
     """The status of the response."""
     taken_after_close: bool = False
@@ -117,13 +117,13 @@ def _skipped_by_exception(case: Case) -> Hint | None:
     # answers with a status of its own, such as FastAPI's HTTPException.
     failed = case.exception is not None or (case.status or 0) >= _FIRST_ERROR_STATUS
     constructor = case.constructor
-    skippable = _calls_close(constructor) and not _closes_on_exception(constructor)
-    if not (failed and is_generator(constructor) and skippable):
+    close = _close_of_yielded(constructor)
+    if not failed or close is None or _closes_on_exception(constructor):
         return None
     how = ", so an exception skips it"
     if not _has_block(constructor):
         how = " after its yield, without a finally block" + how
-    return Hint(f"{_name(constructor)} calls close(){how}", _wrap_the_yield(case))
+    return Hint(f"{_name(constructor)} calls {close}(){how}", _wrap_the_yield(case))
 
 
 def _generator_without_close(case: Case) -> Hint | None:
@@ -190,6 +190,35 @@ def _might_close(code: CodeType | None) -> bool:
     return _calls_close(code) or _has_block(code)
 
 
+@lru_cache(maxsize=1024)
+def _close_of_yielded(code: CodeType | None) -> str | None:
+    """Name the method by which a generator closes what it yields; `None` where it does not.
+
+    By the names of variables and attributes: a `close` or `remove` of something else is another
+    matter.
+    """
+    yielded: set[str] = set()
+    closed: dict[str, str] = {}
+    loaded: str | None = None
+    for instruction in dis.get_instructions(code) if code is not None else ():
+        name, argument = instruction.opname, instruction.argval
+        if name == "YIELD_VALUE" and loaded is not None:
+            yielded.add(loaded)
+        elif name in _ATTRIBUTES and argument in _CLOSING_NAMES and loaded is not None:
+            closed[loaded] = argument
+        if name not in _WRAPS_YIELDED:
+            loaded = _name_loaded(name, argument)
+    return next((closed[one] for one in closed if one in yielded), None)
+
+
+def _name_loaded(operation: str, argument: object) -> str | None:
+    """Name the variable or attribute whose value an instruction leaves on top of the stack."""
+    if isinstance(argument, tuple):  # two variables in one instruction, since Python 3.13
+        argument = cast("tuple[object, ...]", argument)[-1]
+    loads = operation.startswith("LOAD_") or "_LOAD_" in operation
+    return argument if loads and isinstance(argument, str) and operation != "LOAD_CONST" else None
+
+
 @lru_cache(maxsize=1024)  # the same few functions come again and again, at the cost of a request
 def _has_block(code: CodeType | None) -> bool:
     """Say whether the function has a `with` or `try` block, which might be a clean-up."""
@@ -238,6 +267,9 @@ def _block(case: Case) -> str:
 
 _FIRST_ERROR_STATUS: Final = 400
 _HANDLER_BOUNDS: Final = frozenset({"PUSH_EXC_INFO", "POP_EXCEPT", "RERAISE"})
+_ATTRIBUTES: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_WRAPS_YIELDED: Final = frozenset({"ASYNC_GEN_WRAP", "CALL_INTRINSIC_1"})
+"""What comes between the value and the `yield` of an asynchronous generator."""
 _CLOSING_NAMES: Final = frozenset({"close", "aclose", "remove", "close_all"})
 
 _LOSSES: Final[tuple[Rule, ...]] = (

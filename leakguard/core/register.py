@@ -115,7 +115,7 @@ def case_of(hold: Hold, kind: FindingKind) -> Case:
         closed_by=None if session is None else session.closed_by,
         by_session=connection is None or session is not None or connection.by_older_session,
         exception=None if scope is None else scope.exception,
-        cancelled=scope is not None and scope.cancelled,
+        cancelled=scope is not None and _cut_short(scope),
         status=None if scope is None else scope.status,
         taken_after_close=connection is not None and connection.taken_after_close,
         taken_again=connection is not None and connection.taken_again,
@@ -132,6 +132,16 @@ def case_of(hold: Hold, kind: FindingKind) -> Case:
 
 def _code(site: CallSite | None) -> CodeType | None:
     return None if site is None else site.code
+
+
+def _cut_short(scope: Scope) -> bool:
+    """Say whether its work did not come to its end because it was cancelled.
+
+    An application that returns although its client has gone may have run to its end; it has not
+    where it began a response and did not complete it.
+    """
+    unfinished = scope.status is not None and scope.responded_at is None
+    return scope.cancelled and (scope.exception is not None or unfinished)
 
 
 def _after_response(hold: Hold, scope: Scope | None) -> bool:

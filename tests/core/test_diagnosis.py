@@ -20,6 +20,7 @@ NOTICES = [kind for kind in FindingKind if kind not in LOSSES]
 
 Session: Any = None
 AsyncSession: Any = None
+pending: Any = None
 
 
 def get_db() -> Iterator[Any]:
@@ -30,6 +31,30 @@ def get_db() -> Iterator[Any]:
 
 def get_db_that_forgets() -> Iterator[Any]:
     yield Session()
+
+
+def get_db_that_removes_something_else() -> Iterator[Any]:
+    pending.remove("x")
+    db = Session()
+    yield db
+
+
+def get_db_that_closes_something_else() -> Iterator[Any]:
+    file = Session()
+    yield Session()
+    file.close()
+
+
+def get_db_of_a_registry() -> Iterator[Any]:
+    yield Session
+    Session.remove()
+
+
+def get_db_of_a_cell() -> Iterator[Any]:
+    db = Session()
+    yield db
+    pending.append(lambda: db)
+    db.close()
 
 
 def get_db_with_finally() -> Iterator[Any]:
@@ -201,6 +226,26 @@ def test_a_close_that_an_exception_skips_is_named(
         "so an exception skips it"
     )
     assert hint.fix == fix
+
+
+def test_the_method_that_is_skipped_is_named() -> None:
+    """That of a registry of sessions has another name; a variable of a closure is one, too."""
+    hint = diagnose(lost(get_db_of_a_registry, exception="ValueError"))
+    assert hint.cause is not None
+    assert hint.cause.startswith("get_db_of_a_registry calls remove() after its yield")
+    hint = diagnose(lost(get_db_of_a_cell, exception="ValueError"))
+    assert hint.cause is not None
+    assert hint.cause.startswith("get_db_of_a_cell calls close() after its yield")
+
+
+@pytest.mark.parametrize(
+    "constructor", [get_db_that_removes_something_else, get_db_that_closes_something_else]
+)
+def test_a_close_of_something_else_is_not_said_to_be_skipped(
+    constructor: Callable[..., Any],
+) -> None:
+    """A list has a remove(), a file a close(): neither would have closed the session."""
+    assert diagnose(lost(constructor, exception="ValueError")).cause is None
 
 
 def test_a_close_outside_its_block_is_named() -> None:

@@ -69,6 +69,27 @@ def test_the_evidence_is_gathered() -> None:
     assert case.holder == "task 'worker'"
 
 
+@pytest.mark.parametrize(
+    "exception, status, responded_at, cut_short",
+    [
+        ("CancelledError", None, None, True),
+        ("ClientDisconnect", 200, None, True),
+        (None, 200, None, True),  # a stream, whose framework gave it up
+        (None, None, None, False),  # the application returned by itself
+        (None, 200, 1.0, False),  # and had answered before
+    ],
+)
+def test_what_ran_to_its_end_was_not_cut_short(
+    exception: str | None, status: int | None, responded_at: float | None, cut_short: bool
+) -> None:
+    """A client that has gone is no evidence that code did not run."""
+    guard = make_guard()
+    scope = ended_scope(guard)
+    scope.cancelled = True
+    scope.exception, scope.status, scope.responded_at = exception, status, responded_at
+    assert case_of(take(guard, scope), FindingKind.LEAKED).cancelled is cut_short
+
+
 def test_without_evidence_there_is_none() -> None:
     """A connection outside of any scope, from nobody's line."""
     case = case_of(take(make_guard()), FindingKind.RECLAIMED)
