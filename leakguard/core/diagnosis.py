@@ -14,6 +14,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Final, cast
 
+from leakguard.core.faults import FAULTS
 from leakguard.core.finding import FindingKind, Hint
 
 
@@ -58,11 +59,13 @@ Rule = Callable[[Case], Hint | None]
 
 def diagnose(case: Case) -> Hint:
     """Name the likely mistake, and always a fix."""
-    for rule in _RULES[case.kind]:
-        hint = rule(case)
-        if hint is not None:
-            return hint
-    return _GENERIC_FIXES[case.kind](case)
+    try:
+        hints = (rule(case) for rule in _RULES[case.kind])
+        hint = next((hint for hint in hints if hint is not None), None)
+    except Exception as error:  # noqa: BLE001  (it reads bytecode, which changes between versions)
+        FAULTS.report("leakguard's diagnosis", error, "No cause is named. Please report it.")
+        hint = None
+    return _GENERIC_FIXES[case.kind](case) if hint is None else hint
 
 
 def is_generator(code: CodeType | None) -> bool:
@@ -213,10 +216,12 @@ def _close_of_yielded(code: CodeType | None) -> str | None:
 
 def _name_loaded(operation: str, argument: object) -> str | None:
     """Name the variable or attribute whose value an instruction leaves on top of the stack."""
+    loads = operation.startswith("LOAD_") or "_LOAD_" in operation
+    if not loads or operation == "LOAD_CONST":
+        return None
     if isinstance(argument, tuple):  # two variables in one instruction, since Python 3.13
         argument = cast("tuple[object, ...]", argument)[-1]
-    loads = operation.startswith("LOAD_") or "_LOAD_" in operation
-    return argument if loads and isinstance(argument, str) and operation != "LOAD_CONST" else None
+    return argument if isinstance(argument, str) else None
 
 
 @lru_cache(maxsize=1024)  # the same few functions come again and again, at the cost of a request

@@ -248,6 +248,38 @@ def test_a_close_of_something_else_is_not_said_to_be_skipped(
     assert diagnose(lost(constructor, exception="ValueError")).cause is None
 
 
+def get_db_with_constants(options: tuple[Any, ...] = ()) -> Iterator[Any]:
+    db = Session(*(options or ()))
+    yield db
+    db.close()
+
+
+def test_a_constant_is_no_variable() -> None:
+    """An empty tuple, for one, has no name."""
+    hint = diagnose(lost(get_db_with_constants, exception="ValueError"))
+    assert hint.cause is not None
+    assert hint.cause.startswith("get_db_with_constants calls close() after its yield")
+
+
+def test_a_fault_of_the_diagnosis_costs_the_cause_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The finding comes out all the same, with what always helps."""
+    monkeypatch.setattr("dis.get_instructions", None)
+
+    def get_db_of_the_test() -> Iterator[Any]:
+        db = Session()
+        yield db
+        db.close()
+
+    hint = diagnose(lost(get_db_of_the_test, exception="ValueError"))
+    assert hint.cause is None
+    assert hint.fix
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "leakguard's diagnosis raised TypeError"
+    ]
+
+
 def test_a_close_outside_its_block_is_named() -> None:
     """Where there is some block, the absence of `finally` is not claimed."""
     hint = diagnose(lost(get_db_with_else, exception="KeyError"))
