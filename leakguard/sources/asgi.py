@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import monotonic
-from types import CodeType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from leakguard.core.callsite import mark_boundary
 from leakguard.core.faults import FAULTS
 from leakguard.core.scope import Scope
-from leakguard.sources.routes import UNMATCHED, AsgiScope, RouteLookup, known_template
+from leakguard.sources.routes import (
+    UNMATCHED,
+    AsgiScope,
+    RouteLookup,
+    is_routed,
+    known_template,
+    routed_scope,
+)
 
 if TYPE_CHECKING:
     from leakguard.core.guard import Guard
@@ -38,7 +46,7 @@ class RequestScopes:
         if not guard.installed or scope["type"] not in _PREFIXES:
             await self.app(scope, receive, send)
             return
-        request = RequestScope(guard, scope, self.app)
+        request = RequestScope(guard, scope)
         guard.open_scope(request)
         try:
             await self.app(scope, request.noting_receive(receive), request.noting_send(send))
@@ -53,11 +61,10 @@ class RequestScopes:
 class RequestScope(Scope):
     """The scope of an HTTP request or a WebSocket connection."""
 
-    __slots__ = ("_app", "_asgi", "_lookup", "_method", "_route")
+    __slots__ = ("_asgi", "_lookup", "_method", "_route")
 
-    def __init__(self, guard: Guard, asgi: AsgiScope, app: AsgiApp) -> None:
+    def __init__(self, guard: Guard, asgi: AsgiScope) -> None:
         self._asgi: AsgiScope | None = asgi
-        self._app: AsgiApp | None = app
         self._lookup: RouteLookup | None = None
         self._route = UNMATCHED
         method = asgi.get("method")
@@ -76,7 +83,7 @@ class RequestScope(Scope):
         """The full template of the route that answers, `unmatched` where none does."""
         asgi, lookup = self._asgi, self._lookup
         if asgi is not None:
-            return known_template(asgi) or RouteLookup(asgi, self._app).template()
+            return known_template(asgi) or RouteLookup(asgi).template()
         if lookup is not None:
             self._route = lookup.template()
             self._lookup = None  # last: another thread finds one or the other
@@ -90,25 +97,32 @@ class RequestScope(Scope):
     def failed(self, error: BaseException) -> None:
         """Note the exception that leaves the application, and what the client gets for it."""
         super().failed(error)
+        self._see_copy(None, error)
         if self.type == "http" and self.status is None and not self.cancelled:
             self.status = _SERVER_ERROR
 
     def let_go(self, asgi: AsgiScope) -> None:
         """Keep what the name depends on, and not the request: contexts may outlive it."""
         try:
-            self._keep_route(asgi)
+            self._keep_route(self._asgi or asgi)
         except Exception as error:  # noqa: BLE001  (routes are objects of the user's)
-            FAULTS.report("leakguard's look at the route", error, "Its name is not known.")
-        # Last: a thread in `route` finds the request or what was kept of it.
-        self._asgi = None
-        self._app = None
+            FAULTS.report(_LOOK, error, "Its name is not known.")
+        self._asgi = None  # last: a thread in `route` finds it, or what was kept of it
+
+    def _see_copy(self, frame: FrameType | None, error: BaseException | None) -> None:
+        """Go by the scope that the router got where a middleware handed a copy on."""
+        try:
+            if self._asgi is not None and not is_routed(self._asgi):
+                self._asgi = routed_scope(frame, error) or self._asgi
+        except Exception as fault:  # noqa: BLE001  (frames and scopes of whatever framework)
+            FAULTS.report(_LOOK, fault, "Its name may not be known.")
 
     def _keep_route(self, asgi: AsgiScope) -> None:
         code = getattr(asgi.get("endpoint"), "__code__", None)
         self.endpoint = code if isinstance(code, CodeType) else None
         known = known_template(asgi)
         if known is None:
-            self._lookup = RouteLookup(asgi, self._app)
+            self._lookup = RouteLookup(asgi)
         else:
             self._route = known
 
@@ -136,11 +150,15 @@ class RequestScope(Scope):
             elif kind in _START_MESSAGES:
                 self.status = message.get("status")
                 self.log.add("response started")
+                self._see_copy(sys._getframe(1), sys.exception())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            elif kind == "websocket.accept":
+                self._see_copy(sys._getframe(1), None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
             await send(message)
 
         return noting
 
 
+_LOOK: Final = "leakguard's look at the route"
 _PREFIXES: Final = {"http": "HTTP", "websocket": "WEBSOCKET"}
 _METHODS: Final = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}

@@ -1,9 +1,9 @@
 """Route templates: which route answers, never what the client asked for.
 
 Starlette says so in the ASGI scope from 1.7 on, FastAPI in all versions; but neither says so
-for the mounts on the way, and `root_path` holds their actual values. There, for older versions
-of Starlette, and where a middleware handed a copy of the ASGI scope on, the routes are matched
-once more.
+for the mounts on the way, and `root_path` holds their actual values. There, and for older versions
+of Starlette, the routes are matched once more. Where a middleware handed a copy of the ASGI scope
+on, with another path maybe, the copy is what the router tells, and is to be found first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import re
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, Final
+from types import FrameType, FunctionType
+from typing import Any, Final, cast
 
 AsgiScope = MutableMapping[str, Any]
 
@@ -23,6 +24,7 @@ _FULL_MATCH: Final = 2
 _PARTIAL_MATCH: Final = 1
 _REST_OF_PATH: Final = "/{path}"
 """What Starlette appends to the template of a mount."""
+_ROUTING: Final = frozenset({"starlette.routing", "fastapi.routing"})
 _WRAPPED_AT_MOST: Final = 100
 _MOVES_PATHS: Final = re.compile(r"0\.([12]?\d|3[0-2])\.")
 """The versions of Starlette whose mounts take what they matched away from the path."""
@@ -36,10 +38,12 @@ class RouteLookup:
 
     __slots__ = ("_request", "_router")
 
-    def __init__(self, scope: AsgiScope, app: object) -> None:
-        """Take the ASGI scope, and the application that has answered or will."""
-        # Named by the router that saw this scope; none did where a copy was handed on.
-        self._router = _weakly(scope.get("router") or _router_behind(app))
+    def __init__(self, scope: AsgiScope) -> None:
+        """Take the ASGI scope of a request that was answered."""
+        # Named by the outermost router that saw this scope. None did, or none of a mounted
+        # application, where a copy was handed on: its path may be any, and tells nothing.
+        unseen = _router_behind(scope.get("endpoint")) is not None
+        self._router = _weakly(None if unseen else scope.get("router"))
         self._request: dict[str, Any] = {
             "type": scope["type"],
             "method": scope.get("method", "GET"),
@@ -55,6 +59,41 @@ class RouteLookup:
         except Exception:  # noqa: BLE001  (a route class of the user's may raise whatever it likes)
             found = None
         return UNMATCHED if found is None else found
+
+
+def is_routed(scope: AsgiScope) -> bool:
+    """Say whether a router found a function, or nothing, for this very scope and no copy of it."""
+    endpoint = scope.get("endpoint")
+    return "router" in scope if endpoint is None else isinstance(endpoint, FunctionType)
+
+
+def routed_scope(frame: FrameType | None, error: BaseException | None) -> AsgiScope | None:
+    """Find the scope that the innermost router got.
+
+    It is looked for among the callers of `frame`, by which a response is sent, and in the
+    traceback of the exception that is answered instead. Only the frames of the frameworks' routing
+    are looked into: asking a frame for its variables keeps them alive until it ends.
+    """
+    while frame is not None:
+        scope = _scope_of(frame)
+        if scope is not None:
+            return scope
+        frame = frame.f_back
+    found: AsgiScope | None = None
+    traceback = None if error is None else error.__traceback__
+    while traceback is not None:  # from the outermost frame inwards
+        found = _scope_of(traceback.tb_frame) or found
+        traceback = traceback.tb_next
+    return found
+
+
+def _scope_of(frame: FrameType) -> AsgiScope | None:
+    if frame.f_globals.get("__name__") not in _ROUTING:
+        return None
+    scope = frame.f_locals.get("scope")
+    if not isinstance(scope, MutableMapping) or "router" not in scope:
+        return None
+    return cast("AsgiScope", scope)
 
 
 def known_template(scope: AsgiScope) -> str | None:

@@ -399,6 +399,7 @@ def test_routes_that_raise_are_not_felt(
             raise KeyError("no routes")
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            scope["endpoint"] = self
             kept.append(Session(engine))
             kept[0].execute(QUERY)
             await respond(send, {"body": b""})
@@ -410,6 +411,25 @@ def test_routes_that_raise_are_not_felt(
     assert only_scope(recorder).name == "GET unmatched"
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
     kept[0].close()
+
+
+def test_a_fault_of_ours_in_the_search_for_the_route_is_not_felt(
+    guard: LeakGuard,
+    recorder: Recorder,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The response is sent; only the name of the request is not known."""
+
+    def search(*_: object) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("leakguard.sources.asgi.routed_scope", search)
+    client = Client(middleware(answer, guard))
+    client.run()
+    assert client.sent[0]["status"] == 200
+    assert only_scope(recorder).name == "GET unmatched"
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
 
 
 def test_a_method_that_a_client_made_up_is_no_name(guard: LeakGuard, recorder: Recorder) -> None:

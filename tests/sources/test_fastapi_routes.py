@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI, WebSocket
 
-from leakguard import LeakGuard, LeakGuardMiddleware
-from tests.sources.test_routes import VALUE, name_of, request
+from leakguard import LeakGuard
+from tests.sources.test_routes import VALUE, WAYS, name_of, request
 from tests.support import Recorder
 
 
@@ -65,25 +66,18 @@ FASTAPI: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["added", "around"])
-@pytest.mark.parametrize(
-    "path, asgi, name",
-    FASTAPI,
-)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("path, asgi, name", FASTAPI)
 def test_the_template_is_named(  # noqa: PLR0913, PLR0917  (the columns of the table above)
     guard: LeakGuard,
     recorder: Recorder,
     path: str,
     asgi: dict[str, Any],
     name: str,
-    inside: bool,
+    way: Callable[[Any, LeakGuard], Any],
 ) -> None:
     """Added to the application or put around it, the template is the same, and complete."""
-    app: Any = fastapi_app()
-    if inside:
-        app.add_middleware(LeakGuardMiddleware, guard=guard)
-    else:
-        app = LeakGuardMiddleware(app, guard=guard)
+    app = way(fastapi_app(), guard)
     request(app, path, **asgi)
     assert name_of(app, recorder) == name
     assert VALUE not in repr(recorder.scopes_closed)

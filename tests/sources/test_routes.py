@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import starlette
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Host, Match, Mount, Route, Router, WebSocketRoute
@@ -137,28 +140,111 @@ STARLETTE: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["added", "around"])
-@pytest.mark.parametrize(
-    "path, asgi, name",
-    STARLETTE,
-)
+def added(app: Any, guard: LeakGuard) -> Any:
+    app.add_middleware(LeakGuardMiddleware, guard=guard)
+    return app
+
+
+def around(app: Any, guard: LeakGuard) -> Any:
+    return LeakGuardMiddleware(app, guard=guard)
+
+
+def before_a_copy(app: Any, guard: LeakGuard) -> Any:
+    app.add_middleware(PassThrough)
+    return added(app, guard)
+
+
+WAYS = [added, around, before_a_copy]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("path, asgi, name", STARLETTE)
 def test_the_template_is_named(  # noqa: PLR0913, PLR0917  (the columns of the table above)
     guard: LeakGuard,
     recorder: Recorder,
     path: str,
     asgi: dict[str, Any],
     name: str,
-    inside: bool,
+    way: Callable[[Any, LeakGuard], Any],
 ) -> None:
     """Added to the application or put around it, the template is the same, and complete."""
-    app: Any = starlette_app()
-    if inside:
-        app.add_middleware(LeakGuardMiddleware, guard=guard)
-    else:
-        app = LeakGuardMiddleware(app, guard=guard)
+    app = way(starlette_app(), guard)
     request(app, path, **asgi)
     assert name_of(app, recorder) == name
     assert VALUE not in repr(recorder.scopes_closed)
+
+
+class Rewriting:
+    """Middleware that hands on a copy of the ASGI scope with another path, by the language."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Take the language out of the path."""
+        await self.app({**scope, "path": scope["path"].replace("/de", "")}, receive, send)
+
+
+async def failing(request: Request) -> Response:
+    raise RuntimeError
+
+
+def translated_app(*middleware: Any) -> Starlette:
+    routes = [
+        Route("/items/{item_id}", endpoint),
+        Route("/failing/{item_id}", failing),
+        Route("/{path:path}", endpoint),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(one) for one in middleware])
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        (f"/de/items/{VALUE}", "GET /items/{item_id}"),
+        (f"/de/failing/{VALUE}", "GET /failing/{item_id}"),
+        (f"/de/nowhere/{VALUE}", "GET /{path}"),
+    ],
+)
+def test_a_rewritten_path_is_named_by_the_route_that_answered(
+    guard: LeakGuard, recorder: Recorder, path: str, name: str
+) -> None:
+    """The path that the client asked for would have been another route's."""
+    app = added(translated_app(Rewriting), guard)
+    with contextlib.suppress(RuntimeError):
+        request(app, path)
+    assert name_of(app, recorder) == name
+
+
+def test_a_path_that_is_rewritten_in_a_mount(guard: LeakGuard, recorder: Recorder) -> None:
+    """The router around it saw the path before, the one inside another one."""
+    app = Starlette(routes=[Mount("/{tenant}", translated_app(Rewriting))])
+    request(added(app, guard), f"/{VALUE}/de/items/{VALUE}")
+    assert name_of(app, recorder) == "GET /{tenant}/items/{item_id}"
+
+
+async def in_another_task(request: Request, call_next: Any) -> Response:
+    response: Response = await call_next(request)
+    return response
+
+
+class ByDispatch(BaseHTTPMiddleware):
+    """Middleware whose application runs in another task."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app, dispatch=in_another_task)
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_nothing_is_guessed_where_the_copy_is_out_of_sight(
+    guard: LeakGuard, recorder: Recorder, mounted: bool
+) -> None:
+    """The path may have been rewritten, and the router runs in a task of its own."""
+    app = translated_app(ByDispatch, Rewriting)
+    if mounted:
+        app = Starlette(routes=[Mount("/mounted", app)])
+    request(added(app, guard), f"{'/mounted' if mounted else ''}/de/items/{VALUE}")
+    assert name_of(app, recorder) == "GET unmatched"
 
 
 def test_the_name_is_known_while_the_request_runs(guard: LeakGuard, recorder: Recorder) -> None:
@@ -205,7 +291,7 @@ def test_mounts_that_moved_the_path_are_undone(monkeypatch: pytest.MonkeyPatch) 
         "app_root_path": "",
         "router": app.router,
     }
-    lookup = RouteLookup(scope, app)
+    lookup = RouteLookup(scope)
     monkeypatch.undo()
     assert lookup.template() == "/v1/items/{item_id}"
 
