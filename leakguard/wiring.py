@@ -69,7 +69,8 @@ class LeakGuardMiddleware(RequestScopes):
             if options.get("mode") is None:
                 options["mode"] = default_mode(debug=_debug(app))
             guard = LeakGuard(**options)
-            # Applications come and go in tests: the guard goes with its middleware.
+            # Applications come and go in tests: the guard goes with its middleware, unless an
+            # option refers to the application: whoever is installed is told, and so kept alive.
             weakref.finalize(self, WATCH.post, guard.abandon).atexit = False
         elif not isinstance(guard, LeakGuard):
             raise SettingsError("guard", guard, "must be a LeakGuard, or None for one of its own")
