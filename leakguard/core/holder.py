@@ -169,10 +169,12 @@ def current_task() -> AnyTask | None:
     return None if loop is None else asyncio.current_task(loop)
 
 
-def running_tasks(scope: Scope, loop: asyncio.AbstractEventLoop) -> list[AnyTask]:
-    """List the tasks of `loop` that `scope` started, the current one left out."""
+def other_tasks(loop: asyncio.AbstractEventLoop | None) -> list[AnyTask]:
+    """List the tasks of `loop` that are not done, the current one left out."""
+    if loop is None:
+        return []
     current = current_task()
-    return [task for task in asyncio.all_tasks(loop) if task is not current and scope.started(task)]
+    return [task for task in asyncio.all_tasks(loop) if task is not current]
 
 
 def context_of(task: AnyTask) -> Context | None:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from leakguard.core.faults import FAULTS
 from leakguard.core.hold import ConnectionHold, SessionHold, take_out
-from leakguard.core.holder import AnyTask, LoopRef, loop_ref, on_done, running_tasks
+from leakguard.core.holder import (
+    AnyTask,
+    LoopRef,
+    loop_ref,
+    on_done,
+    other_tasks,
+    running_loop,
+)
 from leakguard.core.scope import Scope, running_scopes
 from leakguard.core.verdict import Fate, Standing, Verdict, judge
 from leakguard.core.watch import WATCH
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
     from leakguard.core.hold import Hold
     from leakguard.core.holder import Holder
 
+_MANY_TASKS: Final = 100
+"""More than these are not looked at for a mere notice, request by request: about 0.1 ms."""
 _KNOWN_LIMIT: Final = 1000
 """Of how many lines it is remembered that they leave sessions open."""
 _LATER_LIMIT: Final = 10_000
@@ -62,11 +71,15 @@ class _Others:
         self._scope = scope
         self.running: bool | None = None
         """`None`: nobody has asked."""
+        self.looked_at = 0
+        """How many tasks there were."""
 
     def look(self) -> bool:
         """Go through the tasks of the loop, however many there are."""
         if self.running is None:
-            self.running = bool(_running(self._scope, loop_ref()))
+            tasks = other_tasks(running_loop())
+            self.looked_at = len(tasks)
+            self.running = any(map(self._scope.started, tasks))
         return self.running
 
 
@@ -92,9 +105,9 @@ class Judge:
         self._clock = clock
         self._waits: dict[Hold, _Wait] = {}
         self._known: dict[CallSite | None, None] = {}
-        """Where sessions were constructed that were open at the end of their scopes. To look at
-        every task of the loop for each of them would cost every such request a lot: from the
-        second on they are looked at together, later."""
+        """Where sessions were constructed that were open at the end of their scopes, and the loop
+        had many tasks. To look at every one of them would cost every such request a lot: from the
+        second on those sessions are looked at together, later."""
         self._later: deque[_Unclosed] = deque()
         self._look_planned = False
 
@@ -163,9 +176,10 @@ class Judge:
         elif hold.site in self._known and others.running is None:
             self._look_later_at(scope, hold)
         else:
-            if len(self._known) < _KNOWN_LIMIT:
+            running = others.look()
+            if others.looked_at > _MANY_TASKS and len(self._known) < _KNOWN_LIMIT:
                 self._known[hold.site] = None
-            self._judge_session(hold, holder_running=False, others_running=others.look())
+            self._judge_session(hold, holder_running=False, others_running=running)
 
     def _judge_session(
         self, hold: SessionHold, *, holder_running: bool, others_running: bool
@@ -289,8 +303,8 @@ def _take_all(scope: Scope) -> list[Hold]:
 
 def _running(scope: Scope, ref: LoopRef | None) -> list[AnyTask]:
     """List the tasks of a loop that `scope` started and that still run."""
-    loop = None if ref is None else ref()
-    return [] if loop is None else running_tasks(scope, loop)
+    tasks = other_tasks(None if ref is None else ref())
+    return [task for task in tasks if scope.started(task)]
 
 
 def _standing(

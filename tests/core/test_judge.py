@@ -14,6 +14,7 @@ import pytest
 from leakguard import CallSite, FindingKind, Hold, Scope
 from leakguard.core.guard import Guard
 from leakguard.core.hold import SessionHold
+from leakguard.core.holder import other_tasks
 from leakguard.core.judge import Judge
 from leakguard.core.scope import current_scope
 from tests.core.fakes import (
@@ -412,6 +413,45 @@ class Job:
         await asyncio.gather(*self.others)
 
 
+@pytest.fixture
+def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have any number of tasks count as many."""
+    monkeypatch.setattr("leakguard.core.judge._MANY_TASKS", -1)
+
+
+def test_the_tasks_are_looked_at_once_for_all_sessions_of_a_scope(
+    guard: Guard, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them are open."""
+    looks: list[object] = []
+
+    def look(loop: asyncio.AbstractEventLoop | None) -> list[asyncio.Task[object]]:
+        looks.append(loop)
+        return other_tasks(loop)
+
+    monkeypatch.setattr("leakguard.core.judge.other_tasks", look)
+    with guard.scope("job") as scope:
+        for _ in range(3):
+            construct(guard, scope)
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * 3
+    assert looks == [None]
+
+
+def test_few_tasks_are_looked_at_each_time(guard: Guard, recorder: Recorder) -> None:
+    """So that the verdict falls at once, and other work is an excuse each time."""
+
+    async def main() -> None:
+        job = Job(guard, here())
+        await job.run(going_on=False)
+        await job.run(going_on=True)
+        await job.end()
+        await job.run(going_on=False)
+
+    asyncio.run(main())
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * 2
+
+
+@pytest.mark.usefixtures("many_tasks")
 @pytest.mark.parametrize("closed", [True, False])
 def test_sessions_of_a_line_that_leaves_them_open_are_looked_at_later(
     hasty: Guard, recorder: Recorder, closed: bool
@@ -437,6 +477,7 @@ def test_sessions_of_a_line_that_leaves_them_open_are_looked_at_later(
     assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * expected
 
 
+@pytest.mark.usefixtures("many_tasks")
 def test_a_look_at_sessions_excuses_those_whose_scopes_go_on(
     hasty: Guard, recorder: Recorder
 ) -> None:
@@ -455,6 +496,7 @@ def test_a_look_at_sessions_excuses_those_whose_scopes_go_on(
     assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
 
 
+@pytest.mark.usefixtures("many_tasks")
 def test_a_look_at_sessions_asks_what_became_of_each() -> None:
     """One whose connection was lost, or whose holder runs, is not unclosed besides."""
     bench = Bench()
@@ -472,6 +514,7 @@ def test_a_look_at_sessions_asks_what_became_of_each() -> None:
     assert bench.looks == []
 
 
+@pytest.mark.usefixtures("many_tasks")
 def test_what_is_looked_at_later_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of sessions beyond it nothing is said; one look comes after the other."""
     monkeypatch.setattr("leakguard.core.judge._LATER_LIMIT", 2)
@@ -486,6 +529,7 @@ def test_what_is_looked_at_later_has_a_bound(monkeypatch: pytest.MonkeyPatch) ->
     assert bench.looks == []
 
 
+@pytest.mark.usefixtures("many_tasks")
 def test_the_lines_that_are_known_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond it the tasks are looked at each time, which is right and slow."""
     monkeypatch.setattr("leakguard.core.judge._KNOWN_LIMIT", 0)
