@@ -219,9 +219,9 @@ def _name_loaded(operation: str, argument: object) -> str | None:
     loads = operation.startswith("LOAD_") or "_LOAD_" in operation
     if not loads or operation == "LOAD_CONST":
         return None
-    if isinstance(argument, tuple):  # two variables in one instruction, since Python 3.13
-        argument = cast("tuple[object, ...]", argument)[-1]
-    return argument if isinstance(argument, str) else None
+    # Two variables in one instruction, since Python 3.13.
+    name = cast("tuple[object, ...]", argument)[-1] if isinstance(argument, tuple) else argument
+    return name if isinstance(name, str) else None
 
 
 @lru_cache(maxsize=1024)  # the same few functions come again and again, at the cost of a request
