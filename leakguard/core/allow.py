@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class AllowedBlock:
     """The block of `allow(...)`; it can be entered once, else raises `LeakGuardError`."""
 
-    __slots__ = ("_entered", "left", "outer", "reason")
+    __slots__ = ("_entered", "_inherited", "left", "outer", "reason")
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -23,6 +23,7 @@ class AllowedBlock:
         self.left = False
         """Whether it has ended."""
         self._entered = False
+        self._inherited = False
 
     def __enter__(self) -> None:
         if self._entered:
@@ -30,7 +31,10 @@ class AllowedBlock:
                 f"the block of allow({self.reason!r}) was entered before: call allow() for each"
             )
         self._entered = True
-        self.outer = _innermost(allowed_block.get())
+        before = allowed_block.get()
+        # Work that was started in a block which has ended since is still that block's.
+        self._inherited = before is not None and before.left
+        self.outer = before
         allowed_block.set(self)
 
     def __exit__(
@@ -39,10 +43,13 @@ class AllowedBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Not what was before: blocks in generators need not end in the reverse order, and the two
-        # halves of a synchronous dependency run in two threads.
         self.left = True
-        allowed_block.set(_innermost(allowed_block.get()))
+        # Blocks in generators need not end in the reverse order, and the two halves of a
+        # synchronous dependency run in two threads: there it may not be the innermost one.
+        if allowed_block.get() is self:
+            allowed_block.set(self.outer if self._inherited else _innermost(self.outer))
+        if self.outer is not None and self.outer.left:
+            self.outer = None  # it would keep all those before it
 
 
 allowed_block: Final[ContextVar[AllowedBlock | None]] = ContextVar(

@@ -67,6 +67,7 @@ class Scope:
     """One request, WebSocket connection, test or job. Scopes nest."""
 
     __slots__ = (
+        "_before",
         "_name",
         "cancelled",
         "closed_at",
@@ -111,6 +112,8 @@ class Scope:
         # all its predecessors.
         if self.parent is not None:
             self.parent.parent = nearest_open(self.parent.parent)
+        self._before: Scope | None = None
+        """What was current before it."""
         self.owner = current_owner()
         self.opened_at = monotonic()
         """When it began; this and the next two in seconds of `time.monotonic()`."""
@@ -153,16 +156,23 @@ class Scope:
 
     def enter(self) -> None:
         """Make it the current scope."""
+        self._before = current_scope.get()
         current_scope.set(self)
 
     def leave(self) -> None:
-        """End it, and make the innermost scope that is open the current one.
+        """End it, and make the scope before it the current one again.
 
-        That need not be its parent: scopes in generators need not end in the reverse order, and
-        fixtures may end in another context than they began in.
+        Scopes in generators need not end in the reverse order, and fixtures may end in another
+        context than they began in: there this one may not be the current one.
         """
         self.closed_at = monotonic()
-        current_scope.set(nearest_open(current_scope.get()))
+        before = self._before
+        # It would keep all those before it. Whoever began with it will look at its parent.
+        self._before = None
+        if current_scope.get() is self:
+            if before is self.parent:  # it was open then, and may have ended in the meantime
+                before = nearest_open(before)
+            current_scope.set(before)
 
     def failed(self, error: BaseException) -> None:
         """Write down which exception ended it; the exception itself is not kept."""

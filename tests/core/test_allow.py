@@ -66,3 +66,18 @@ def test_a_block_is_entered_once() -> None:
     with pytest.raises(LeakGuardError, match=r"'streams the export'.*call allow"), block:
         pass
     assert not callable(block)
+
+
+def test_work_that_was_started_in_a_block_stays_in_it() -> None:
+    """Also when the block has ended, and after another one within that work."""
+    guard = installed()
+    with allow("streams the export"):
+        started = contextvars.copy_context()
+
+    def work() -> list[str | None]:
+        with allow("something else"):
+            inner = take(guard).allowed
+        return [inner, take(guard).allowed]
+
+    assert started.run(work) == ["something else", "streams the export"]
+    guard.uninstall()

@@ -51,6 +51,21 @@ def test_scopes_may_end_in_the_order_in_which_they_began() -> None:
     guard.uninstall()
 
 
+def test_work_that_outlives_its_scope_stays_in_it() -> None:
+    """Also after a scope of its own."""
+    guard = installed()
+    with guard.scope("job") as job:
+        started = contextvars.copy_context()
+
+    def work() -> Scope | None:
+        with guard.scope("inner"):
+            pass
+        return current_scope.get()
+
+    assert started.run(work) is job
+    guard.uninstall()
+
+
 def test_a_scope_left_in_a_copy_of_its_context_is_not_current_there() -> None:
     """In the copy its parent is current again; where it was never current nothing changes."""
     guard = installed()
