@@ -277,6 +277,33 @@ def test_a_pool_without_a_limit_has_no_capacity(
     engine.dispose()
 
 
+class CountsByTenant(QueuePool):
+    """A pool of the user's, with a `checkedout()` of its own."""
+
+    def checkedout(self, tenant: str) -> int:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # the point
+        """Count those of one tenant."""
+        return len(tenant)
+
+    def status(self) -> str:
+        """Say which pool it is."""
+        return "by tenant"
+
+
+def test_a_pool_that_counts_in_its_own_way_has_no_usage(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """A leak is found also where its pool's class cannot be asked how full it is."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'own.db'}", poolclass=CountsByTenant)
+    with guard.scope("job"):
+        connection = engine.connect()
+    assert recorder.kinds == [FindingKind.LEAKED]
+    usage = recorder.findings[0].usage
+    assert usage is not None
+    assert (usage.out, usage.capacity) == (None, None)
+    connection.close()
+    engine.dispose()
+
+
 def test_a_pool_that_is_gone_has_no_usage(guard: LeakGuard, recorder: Recorder) -> None:
     """A finding does not keep an engine or its pool alive."""
     engine = create_engine("sqlite://")

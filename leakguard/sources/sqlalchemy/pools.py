@@ -55,9 +55,9 @@ def pool_fill(pool: Pool) -> tuple[int | None, int | None]:
         overflow: int = counting._max_overflow  # noqa: SLF001  (no public way; tested)
         out: int = counting.checkedout()
         size: int = counting.size()
-    except AttributeError:
+        return out, None if overflow < 0 else size + overflow
+    except Exception:  # noqa: BLE001  (a class of the user's may count in a way of its own)
         return None, None
-    return out, None if overflow < 0 else size + overflow
 
 
 def check_engines(engines: tuple[object, ...] | None) -> None:
