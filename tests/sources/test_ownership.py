@@ -374,6 +374,20 @@ def test_a_connection_that_was_handed_over_is_not_the_session_s(
     connection.close()
 
 
+def test_a_connection_that_was_invalidated_in_its_transaction(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session that joins its transaction is told of it by SQLAlchemy, and nothing by us."""
+    with guard.scope("job"), engine.connect() as connection:
+        connection.begin()
+        connection.invalidate()
+        with Session(connection, join_transaction_mode="rollback_only") as session:
+            session.connection()
+        connection.rollback()
+    assert recorder.findings == []
+    assert caplog.records == []
+
+
 @contextmanager
 def fixture(engine: Engine) -> Generator[Session, None, None]:
     """Give a session in a transaction that is rolled back after the test."""

@@ -120,6 +120,9 @@ class Checkouts:
 
     def of(self, connection: Connection) -> Checkout | None:
         """Give the checkout that a `Connection` works with, if a guard watches it."""
+        # Asked for its proxy, an invalidated one raises or checks out anew.
+        if connection.invalidated:
+            return None
         return self._open.get(id(connection.connection))
 
     def forget(self, guard: Guard) -> None:
