@@ -374,6 +374,60 @@ def test_a_connection_that_was_handed_over_is_not_the_session_s(
     connection.close()
 
 
+class OpensItsBind(Session):
+    """A session that opens a connection for itself, and closes it no more than SQLAlchemy does."""
+
+    opened: Connection | None = None
+
+    def get_bind(self, *_: object, **__: object) -> Connection:
+        """Give a connection of its first bind."""
+        if self.opened is None:
+            assert isinstance(self.bind, Engine)
+            self.opened = self.bind.connect()
+        return self.opened
+
+
+def opened_by_the_session(engine: Engine, session: Session) -> Connection:
+    opening = OpensItsBind(engine)
+    opening.execute(QUERY)
+    opening.close()
+    assert opening.opened is not None
+    return opening.opened
+
+
+def given_for_one_statement(engine: Engine, session: Session) -> Connection:
+    connection = engine.connect()
+    session.execute(QUERY, bind_arguments={"bind": connection})
+    return connection
+
+
+def given_in_a_savepoint(engine: Engine, session: Session) -> Connection:
+    connection = engine.connect()
+    session.bind = connection
+    with session.begin_nested():
+        session.execute(QUERY)
+    return connection
+
+
+@pytest.mark.parametrize(
+    "hand", [opened_by_the_session, given_for_one_statement, given_in_a_savepoint]
+)
+def test_a_connection_that_is_younger_than_the_session_it_is_handed_to(
+    guard: LeakGuard,
+    recorder: Recorder,
+    engine: Engine,
+    hand: Callable[[Engine, Session], Connection],
+) -> None:
+    """The session, and its scope, are not accused of what it was only given."""
+    with guard.scope("outer"), Session() as session:
+        with guard.scope("inner"):
+            connection = hand(engine, session)
+        assert recorder.kinds == [LEAKED]
+    assert scopes(recorder) == ["inner"]
+    assert constructed_at(recorder) == [None]
+    connection.close()
+
+
 def test_a_connection_that_was_invalidated_in_its_transaction(
     guard: LeakGuard, recorder: Recorder, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:

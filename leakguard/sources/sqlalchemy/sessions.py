@@ -167,22 +167,18 @@ class Sessions:
     # --- events -----------------------------------------------------------------------------------
 
     def _on_begin(
-        self,
-        session: Session,
-        transaction: SessionTransaction,  # noqa: ARG002  (the event's signature)
-        connection: Connection,
+        self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         """A session uses a connection: link them if it was the session that checked it out."""
         try:
             hold = self._checkouts.of(connection)
-            if hold is None or hold.session is not None or connection is session.bind:
+            if hold is None or hold.session is not None or _was_handed(connection, transaction):
                 return
             owner = self._alive.get(id(session))
             if owner is None:
                 hold.by_older_session = True
-            elif hold.acquired_monotonic >= owner.acquired_monotonic:
+            else:
                 self._link(owner, hold)
-            # Else the connection is older than the session and was handed to it.
         except Exception as error:  # noqa: BLE001  (the application must not notice)
             report_fault(error)
 
@@ -207,6 +203,17 @@ class Sessions:
         hold = self._alive.pop(ref.number, None)
         if hold is not None and hold.released_monotonic is None:
             hold.guard.collected(hold)
+
+
+def _was_handed(connection: Connection, transaction: SessionTransaction) -> bool:
+    """Say whether the session was given `connection`, so that to close it is not its business.
+
+    As its bind, as that of some models, by `bind_arguments` or by its `get_bind()`.
+    """
+    while transaction.parent is not None:  # a SAVEPOINT is on the connection of the outermost
+        transaction = transaction.parent
+    _, _, _, closes = transaction._connections[connection]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
+    return not closes
 
 
 def _in_dropped_generator() -> bool:
