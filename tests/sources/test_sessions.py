@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -124,6 +124,69 @@ def test_every_kind_of_async_session_names_its_construction(
     assert [sites(leak) for leak in leaks] == [
         (line_marked(HERE, marker), checkout) for marker in markers
     ]
+
+
+def tagging(initialise: Callable[..., None]) -> Callable[..., None]:
+    """Wrap an `__init__`, as somebody does who marks every session."""
+
+    def tagged(session: Any, *args: Any, **kwargs: Any) -> None:
+        call_it(initialise, session, *args, **kwargs)
+        session.tag = True
+
+    return tagged
+
+
+def call_it(initialise: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    initialise(*args, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [Session, OwnSession])
+def test_a_wrapped_initialiser_constructs_nothing(
+    guard: LeakGuard,
+    recorder: Recorder,
+    engine: Engine,
+    cls: type[Session],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever wraps the `__init__` of a session class after us is not who constructs sessions."""
+    for one in {cls, Session}:
+        monkeypatch.setattr(one, "__init__", tagging(vars(one)["__init__"]))
+    with guard.scope("job"):
+        session = cls(engine)  # tagged
+        assert session.tag  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # by the wrapper
+    (finding,) = recorder.findings
+    assert sites(finding) == (line_marked(HERE, "tagged"), None)
+    session.close()
+
+
+@pytest.mark.parametrize("cls", [AsyncSession, OwnAsyncSession])
+def test_a_wrapped_async_initialiser_constructs_nothing(
+    guard: LeakGuard,
+    recorder: Recorder,
+    async_engine: AsyncEngine,
+    cls: type[AsyncSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor is whoever wraps that of an asynchronous one."""
+    for one in {cls, AsyncSession}:
+        monkeypatch.setattr(one, "__init__", tagging(vars(one)["__init__"]))
+    with guard.scope("job"):
+        session = cls(async_engine)  # async tagged
+    (finding,) = recorder.findings
+    assert sites(finding) == (line_marked(HERE, "async tagged"), None)
+    asyncio.run(session.close())
+
+
+def test_a_session_whose_initialiser_is_called_by_hand(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Whoever calls it for the object is who constructs it."""
+    with guard.scope("job"):
+        session = OwnSession.__new__(OwnSession)
+        Session.__init__(session, engine)  # by hand
+    (finding,) = recorder.findings
+    assert sites(finding) == (line_marked(HERE, "by hand"), None)
+    session.close()
 
 
 def test_correct_use_of_every_kind_is_clean(
@@ -547,21 +610,6 @@ def test_nothing_is_remembered_of_sessions_that_are_gone(guard: LeakGuard, engin
             use(Session(engine), close=bool(number % 2))
     gc.collect()
     assert len(sessions._alive) == before  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
-
-
-def test_little_is_remembered_of_session_classes(
-    guard: LeakGuard, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A program that makes classes of its own all the time costs no more and more memory."""
-    monkeypatch.setattr("leakguard.sources.sqlalchemy.sessions._INITIALISERS_LIMIT", 5)
-    source = "def __init__(self, *args):\n Session.__init__(self, *args)\n self.number = {}"
-    for number in range(20):
-        namespace: dict[str, Any] = {"Session": Session}
-        exec(source.format(number), namespace)  # noqa: S102  (our own)
-        made = type("Made", (Session,), {"__init__": namespace["__init__"]})
-        made(engine).close()
-    sessions = SQLALCHEMY._sessions  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
-    assert 0 < len(sessions._initialisers) <= 5  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
 
 
 @pytest.mark.parametrize("end", ["reset", "invalidate"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.engine import Connection
@@ -53,7 +53,6 @@ class Sessions:
         self._guards = guards
         self._checkouts = checkouts
         self._alive: dict[int, ConstructedSession] = {}
-        self._initialisers: dict[CodeType, bool] = {}
         self.listeners: tuple[Listener, ...] = ((Session, "after_begin", self._on_begin),)
         self.patches = (
             Patch(Session, "__init__", self._wrap_init),
@@ -117,9 +116,8 @@ class Sessions:
             guard, scope = self._guards.around(current_scope.get())
         if guard is None:
             return
-        # Two frames up is the wrapper; whoever called it constructs the session. Nobody does
-        # where a greenlet starts there.
-        frame = self._constructing_frame(sys._getframe(2).f_back)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        # Two frames up is the wrapper of `__init__`.
+        frame = _constructing_frame(session, sys._getframe(2))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         opener = None if scope is None else scope.opener
         site = capture(frame, guard.settings.frames, parent_stacks, opener)
         hold = ConstructedSession(guard, scope, site)
@@ -131,20 +129,6 @@ class Sessions:
             guard.acquired(hold)
         else:  # nobody watches it; it only tells a watched connection where it comes from
             hold.released_monotonic = hold.acquired_monotonic
-
-    def _constructing_frame(self, frame: FrameType | None) -> FrameType | None:
-        """Skip the `__init__` methods of session classes: the user's line is who called them."""
-        while frame is not None and frame.f_code.co_name == "__init__":
-            code = frame.f_code
-            known = self._initialisers.get(code)
-            if known is None:
-                if len(self._initialisers) >= _INITIALISERS_LIMIT:  # a program that makes classes
-                    self._initialisers.clear()
-                known = self._initialisers[code] = _initialises_session(frame)
-            if not known:
-                break
-            frame = frame.f_back
-        return frame
 
     def _closing(self, hold: ConstructedSession) -> None:
         hold.times_closed += 1
@@ -229,17 +213,41 @@ def _in_dropped_generator() -> bool:
     return task is not None and type(task.get_coro()).__name__ == _CLOSES_GENERATOR
 
 
-_INITIALISERS_LIMIT: Final = 1000
-"""Of how many `__init__` methods it is remembered whether they are those of a session class."""
-
 _CLOSES_GENERATOR: Final = "async_generator_athrow"
 """The type of what `aclose()` returns; only the loop makes a task of that alone."""
 
 
-def _initialises_session(frame: FrameType) -> bool:
-    names = frame.f_code.co_varnames
-    instance: object = frame.f_locals.get(names[0]) if names else None
-    if isinstance(instance, Session):
-        return True
-    asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
-    return asyncio is not None and isinstance(instance, asyncio.AsyncSession)
+def _constructing_frame(session: Session, frame: FrameType) -> FrameType | None:
+    """Give the frame that constructs a session, or its `AsyncSession`; `None` in a bare greenlet.
+
+    The `__init__` methods of their classes are none of it, nor is what somebody wrapped around
+    them.
+    """
+    outside = _caller_of(type(session), frame)
+    if outside is None or outside.f_code.co_name != "__init__":
+        return outside
+    if outside.f_globals.get("__name__") != "sqlalchemy.ext.asyncio.session":
+        return outside
+    asynchronous: object = outside.f_locals["self"]
+    return _caller_of(type(asynchronous), outside)
+
+
+def _caller_of(cls: type, frame: FrameType) -> FrameType | None:
+    """Give the frame that calls the `__init__` of `cls`, which runs in `frame` or around it."""
+    code = _code_of_init(cls)
+    if frame.f_code is code:  # of most classes: there is nothing but our own wrapper
+        return frame.f_back
+    # The same wrapper may be around those of several bases.
+    times = sum(_code_of_init(base) is code for base in cls.__mro__ if "__init__" in vars(base))
+    outside: FrameType | None = frame
+    around: FrameType | None = frame
+    while around is not None and times:
+        if around.f_code is code:
+            times -= 1
+            outside = around.f_back
+        around = around.f_back
+    return outside
+
+
+def _code_of_init(cls: type) -> object:
+    return getattr(cls.__init__, "__code__", None)  # type: ignore[misc]  # of whichever class it is
