@@ -30,7 +30,7 @@ from tests.support import PATIENCE, Recorder, line_marked, settle
 
 QUERY = text("SELECT 1")
 ROOTS: tuple[type[Any], ...] = (Session, Pool, Engine, Connection, Dialect)
-WRAPPED = ("__init__", "close", "invalidate", "reset")
+WRAPPED = ("__init__", "_close_impl")
 HERE = sys.modules[__name__]
 Snapshot = dict[tuple[object, str], Any]
 

@@ -422,10 +422,10 @@ def test_a_close_that_fails_was_called_all_the_same(
     with guard.scope("job"):
         session = Session(engine)
 
-        def fail(**_: object) -> None:
+        def fail() -> None:
             raise OSError("connection lost")
 
-        monkeypatch.setattr(session, "_close_impl", fail)
+        monkeypatch.setattr(session, "expunge_all", fail)
         with pytest.raises(OSError, match="connection lost"):
             session.close()
     assert recorder.findings == []
@@ -511,7 +511,7 @@ def test_a_fault_of_ours_keeps_no_session_open(
     def fail(*_: object) -> None:
         raise RuntimeError("a fault")
 
-    def fail_closing(**_: object) -> None:
+    def fail_closing() -> None:
         raise KeyError("of the application")
 
     with LeakGuard(mode="testing", observers=[]) as guard:
@@ -522,7 +522,7 @@ def test_a_fault_of_ours_keeps_no_session_open(
             getattr(session, end)()
         assert cast("QueuePool", engine.pool).checkedout() == 0
         session = Session(engine)
-        monkeypatch.setattr(session, "_close_impl", fail_closing)
+        monkeypatch.setattr(session, "expunge_all", fail_closing)
         with pytest.raises(KeyError, match="of the application"):
             getattr(session, end)()
     assert len([one for one in caplog.records if "not affected" in one.getMessage()]) == 1
@@ -624,6 +624,34 @@ def test_other_ends_of_a_session_count(
         getattr(session, end)()
     getattr(before, end)()
     assert recorder.findings == []
+
+
+class ClosesUnderAnotherName(Session):
+    """A session class with another name for a method, which it took before any installation."""
+
+    dispose = Session.close
+
+
+KEPT: dict[str, Callable[[Any], None]] = {
+    "close": Session.close,
+    "another name": ClosesUnderAnotherName.dispose,
+    "invalidate": Session.invalidate,
+    "reset": Session.reset,
+}
+"""Ways to end a session that were taken before any installation."""
+
+
+@pytest.mark.parametrize("end", KEPT.values(), ids=KEPT)
+def test_a_close_that_was_kept_from_before_counts(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, end: Callable[[Any], None]
+) -> None:
+    """Whatever leads to the end of a session ends it."""
+    with guard.scope("job"):
+        session = ClosesUnderAnotherName(engine)
+        session.execute(QUERY)
+        end(session)
+    assert recorder.findings == []
+    assert guard.open_holds() == ()
 
 
 def test_a_session_from_before_may_be_reset(engine: Engine) -> None:

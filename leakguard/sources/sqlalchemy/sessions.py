@@ -1,7 +1,8 @@
 """Sessions: constructed, linked to their checkouts, closed.
 
 There is no event for the construction or the `close()` of a session, nor for `invalidate()` and
-`reset()`, which end its work, too: these methods are wrapped while a guard is installed.
+`reset()`, which end its work, too: `__init__` and the method that does the work of those three are
+wrapped while a guard is installed.
 """
 
 from __future__ import annotations
@@ -56,9 +57,7 @@ class Sessions:
         self.listeners: tuple[Listener, ...] = ((Session, "after_begin", self._on_begin),)
         self.patches = (
             Patch(Session, "__init__", self._wrap_init),
-            Patch(Session, "close", self._wrap_close),
-            Patch(Session, "invalidate", self._wrap_close),
-            Patch(Session, "reset", self._wrap_reset),
+            *(Patch(Session, name, self._wrap_end) for name in _ENDS),
         )
 
     def forget(self, guard: Guard) -> None:
@@ -79,30 +78,23 @@ class Sessions:
 
         return init
 
-    def _wrap_close(self, original: Callable[..., None]) -> Callable[..., None]:
-        def close(session: Session, /, *args: object, **kwargs: object) -> None:
+    def _wrap_end(self, original: Callable[..., None]) -> Callable[..., None]:
+        resets = original.__name__ == "reset"
+
+        def end(session: Session, /, *args: object, **kwargs: object) -> None:
             hold = self._alive.get(id(session))
             if hold is None:
                 return original(session, *args, **kwargs)
-            # Noted before, because a close() that fails was called all the same.
-            self._closing(hold)
+            # A reset does not close: that it is used again is what it is for. Noted before, because
+            # a close() that fails was called all the same.
+            if not (resets or kwargs.get("is_reset")):
+                self._closing(hold)
             try:
                 return original(session, *args, **kwargs)
             finally:
                 self._closed(hold)
 
-        return close
-
-    def _wrap_reset(self, original: Callable[..., None]) -> Callable[..., None]:
-        def reset(session: Session, /, *args: object, **kwargs: object) -> None:
-            try:
-                original(session, *args, **kwargs)
-            finally:
-                hold = self._alive.get(id(session))
-                if hold is not None:  # not closed: that it is used again is what it is for
-                    self._closed(hold)
-
-        return reset
+        return end
 
     def _constructed(self, session: Session) -> None:
         if id(session) in self._alive:
@@ -212,6 +204,12 @@ def _in_dropped_generator() -> bool:
     task = current_task()
     return task is not None and type(task.get_coro()).__name__ == _CLOSES_GENERATOR
 
+
+_ENDS: Final = (
+    ("_close_impl",) if hasattr(Session, "_close_impl") else ("close", "invalidate", "reset")
+)
+"""The methods that end the work of a session. The one that the public ones call is there where
+somebody has kept one of those from before the installation, or under another name, too."""
 
 _CLOSES_GENERATOR: Final = "async_generator_athrow"
 """The type of what `aclose()` returns; only the loop makes a task of that alone."""
