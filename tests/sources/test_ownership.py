@@ -179,6 +179,27 @@ def construct_unbound(
     return session, unused
 
 
+def test_a_session_of_another_engine_that_reaches_for_a_watched_one(
+    recorder: Recorder, engine: Engine, other: Engine
+) -> None:
+    """Its construction is known, so that nobody says it was outside of the request."""
+    guard = LeakGuard(mode="testing", observers=[recorder], engines=[other])
+    with guard:
+        with guard.scope("job"):
+            session = Session(engine, binds={Right: other})  # watched for some models
+            session.execute(select(Left))
+            session.execute(select(Right))
+        assert recorder.kinds == [LEAKED]  # at once
+        assert constructed_at(recorder) == [line_marked(HERE, "watched for some models")]
+        assert "outside" not in str(recorder.findings[0])
+        session.close()
+        with guard.scope("another job"):
+            unclosed = Session(engine)
+        assert guard.open_holds() == ()
+    assert recorder.kinds == [LEAKED]
+    unclosed.close()
+
+
 def test_unbound_sessions_that_go_leave_nothing_to_do(engine: Engine) -> None:
     """A session that no guard is known to watch is no news when it is collected."""
     gc.collect()  # of other tests

@@ -99,12 +99,11 @@ class Sessions:
     def _constructed(self, session: Session) -> None:
         if id(session) in self._alive:
             return  # by a class that calls the `__init__` of two bases
-        bind = session.bind
-        pool = getattr(getattr(bind, "engine", None), "pool", None)  # whatever the user binds
+        pool = getattr(getattr(session.bind, "engine", None), "pool", None)  # whatever it may be
         guard, scope = self._guards.watching(current_scope.get(), pool)
         known = guard is not None
-        if bind is None and not known:
-            # Its engines are found by mapper. It may turn out to use one that is watched.
+        if guard is None:
+            # Its `binds` or its `get_bind()` may yet give it an engine that is watched.
             guard, scope = self._guards.around(current_scope.get())
         if guard is None:
             return
