@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import Pool
 
 from leakguard import FindingKind, LeakGuard, SettingsError, ignore_engine
 from leakguard.core.hold import Hold
-from leakguard.sources.sqlalchemy.pools import pool_facts, pool_fill
+from leakguard.sources.sqlalchemy.pools import belongs_to, pool_facts, pool_fill
 from tests.support import Recorder
 
 QUERY = text("SELECT 1")
@@ -50,6 +51,26 @@ def test_only_the_engines_given_are_watched(
     assert [finding.pool for finding in recorder.findings] == ["main"]
     for session in sessions:
         session.close()
+
+
+def test_of_many_engines_each_pool_is_looked_for_once(
+    recorder: Recorder, engine: Engine, other: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine for each of a thousand tenants costs no request anything."""
+    looked_for: list[Pool] = []
+
+    def counted(pool: Pool, engines: tuple[object, ...]) -> bool:
+        looked_for.append(pool)
+        return belongs_to(pool, engines)
+
+    monkeypatch.setattr("leakguard.sources.sqlalchemy.guards.belongs_to", counted)
+    guard = LeakGuard(mode="testing", observers=[recorder], engines=[engine])
+    with guard:
+        for each in (engine, other, engine, other):
+            with guard.scope("job"), Session(each) as session:
+                session.execute(QUERY)
+    assert looked_for == [engine.pool, other.pool]
+    assert {hold.pool for hold in recorder.holds_acquired if hold.pool} == {"main"}
 
 
 def test_an_engine_is_watched_after_dispose(recorder: Recorder, engine: Engine) -> None:

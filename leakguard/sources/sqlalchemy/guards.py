@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from leakguard.sources.sqlalchemy.pools import belongs_to
 
@@ -22,6 +23,8 @@ class Guards:
 
     def __init__(self) -> None:
         self._guards: tuple[Guard, ...] = ()
+        self._watched: dict[Guard, WeakKeyDictionary[Pool, bool]] = {}
+        """Of each guard with `engines`, which of the pools seen so far are theirs."""
 
     def __bool__(self) -> bool:
         return bool(self._guards)
@@ -37,11 +40,14 @@ class Guards:
 
     def add(self, guard: Guard) -> None:
         """Take a guard in."""
+        if guard.settings.engines is not None:
+            self._watched[guard] = WeakKeyDictionary()
         self._guards = (*self._guards, guard)
 
     def remove(self, guard: Guard) -> None:
         """Take a guard out."""
         self._guards = tuple(one for one in self._guards if one is not guard)
+        self._watched.pop(guard, None)
 
     def watching(self, scope: Scope | None, pool: Pool | None) -> tuple[Guard | None, Scope | None]:
         """Find the guard to tell, and its scope, by the current scope and the pool.
@@ -50,11 +56,11 @@ class Guards:
         """
         while scope is not None:
             guard = scope.guard
-            if guard.installed and watches(guard, pool):
+            if guard.installed and self.watches(guard, pool):
                 return guard, scope
             scope = scope.parent
         for guard in self._guards:
-            if watches(guard, pool):
+            if self.watches(guard, pool):
                 return guard, None
         return None, None
 
@@ -66,7 +72,15 @@ class Guards:
             scope = scope.parent
         return next(iter(self._guards), None), None
 
-
-def watches(guard: Guard, pool: Pool | None) -> bool:
-    engines = guard.settings.engines
-    return engines is None or (pool is not None and belongs_to(pool, engines))
+    def watches(self, guard: Guard, pool: Pool | None) -> bool:
+        """Say whether `pool` is of an engine that an installed guard watches."""
+        engines = guard.settings.engines
+        if engines is None:
+            return True
+        known = self._watched.get(guard)
+        if pool is None or known is None:  # it is being taken out in another thread
+            return False
+        watched = known.get(pool)
+        if watched is None:  # there may be an engine for each of a thousand tenants
+            watched = known[pool] = belongs_to(pool, engines)
+        return watched

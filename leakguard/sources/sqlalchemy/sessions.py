@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import Pool
 
 from leakguard.core.callsite import capture
 from leakguard.core.hold import SessionHold
@@ -22,7 +23,7 @@ from leakguard.core.scope import current_scope
 from leakguard.sources.patch import Patch
 from leakguard.sources.sqlalchemy.checkouts import Checkout, Checkouts, Listener, report_fault
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
-from leakguard.sources.sqlalchemy.guards import Guards, watches
+from leakguard.sources.sqlalchemy.guards import Guards
 from leakguard.sources.sqlalchemy.refs import NumberedRef
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Sessions:
         if id(session) in self._alive:
             return  # by a class that calls the `__init__` of two bases
         pool = getattr(getattr(session.bind, "engine", None), "pool", None)  # whatever it may be
+        pool = pool if isinstance(pool, Pool) else None
         guard, scope = self._guards.watching(current_scope.get(), pool)
         known = guard is not None
         if guard is None:
@@ -168,7 +170,7 @@ class Sessions:
         scope = owner.scope
         if scope is not None and scope is not hold.scope and scope.closed_at is None:
             pool = hold.facts.ref()
-            if owner.guard is hold.guard or watches(owner.guard, pool):
+            if owner.guard is hold.guard or self._guards.watches(owner.guard, pool):
                 self._checkouts.place(hold, scope)
                 hold.guard.hand_over(hold, owner.guard, scope)
 
