@@ -217,6 +217,20 @@ def test_an_engine_whose_pool_is_first_used_directly_has_its_pool_s_name(engine:
     assert pool_fill(other.pool) == (None, None)
 
 
+def test_a_pool_that_is_warmed_up_directly_gets_its_engine_s_name(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """What comes first does not name a pool for good."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'orders.db'}")
+    engine.pool.connect().close()
+    with guard.scope("job"):
+        connection = engine.connect()
+    assert [hold.pool for hold in recorder.holds_acquired] == ["QueuePool", "orders.db"]
+    assert recorder.findings[0].pool == "orders.db"
+    connection.close()
+    engine.dispose()
+
+
 @pytest.mark.parametrize("mode, text_kept", [("production", False), ("development", True)])
 def test_the_last_statement_is_kept_where_the_settings_say_so(
     engine: Engine,

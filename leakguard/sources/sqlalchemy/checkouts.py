@@ -268,6 +268,8 @@ class Checkouts:
         if facts is None or facts.ref() is not pool:
             facts = self._pools[id(pool)] = pool_facts(pool, frame)
             weakref.finalize(pool, self._pools.pop, id(pool), None).atexit = False
+        elif facts.engine is None:  # it was used without, as for a warm-up
+            facts.look_for_engine(frame)
         return facts
 
     def _came_back(self, hold: Checkout) -> None:

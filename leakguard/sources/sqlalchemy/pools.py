@@ -17,9 +17,9 @@ from leakguard.exceptions import SettingsError
 ENGINES_ALLOWED: Final = "must be an Engine or an AsyncEngine"
 
 
-@dataclass(eq=False, frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class PoolFacts:
-    """What is known of a pool, found out at its first checkout."""
+    """What is known of a pool, found out at its first checkout; its engine, perhaps, later."""
 
     ref: weakref.ref[Pool]
     name: str
@@ -27,25 +27,34 @@ class PoolFacts:
     shares: bool
     """Whether all its checkouts are one and the same connection (`StaticPool`)."""
     engine: weakref.ref[Engine] | None
-    """The engine that made it; `None` for a pool that is used without one."""
+    """The engine that made it; `None` while the pool is used without one."""
 
     def belongs_to(self, engine: Engine) -> bool:
         """Say whether `engine` has this pool, or had it before a `dispose()`."""
         own = None if self.engine is None else self.engine()
         return own is engine or engine.pool is self.ref()
 
+    def look_for_engine(self, frame: FrameType | None) -> None:
+        """Find the engine, and with it the name, on the stack of a checkout."""
+        pool = self.ref()
+        engine = None if pool is None else _engine_of(pool, frame)
+        if pool is not None and engine is not None:
+            self.engine = weakref.ref(engine)
+            self.name = _pool_name(pool, engine)
+
 
 def pool_facts(pool: Pool, frame: FrameType | None) -> PoolFacts:
     """Find out what is known of `pool`; `frame` is one of the first checkout."""
     dialect = pool._dialect  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
-    engine = _engine_of(pool, frame)
-    return PoolFacts(
+    facts = PoolFacts(
         ref=weakref.ref(pool),
-        name=_pool_name(pool, engine),
+        name=pool.logging_name or type(pool).__name__,
         is_async=dialect.is_async,
         shares=isinstance(pool, StaticPool),
-        engine=None if engine is None else weakref.ref(engine),
+        engine=None,
     )
+    facts.look_for_engine(frame)
+    return facts
 
 
 def pool_fill(pool: Pool) -> tuple[int | None, int | None]:
@@ -83,13 +92,11 @@ def sync_engine(engine: object) -> Engine | None:
     return None
 
 
-def _pool_name(pool: Pool, engine: Engine | None) -> str:
+def _pool_name(pool: Pool, engine: Engine) -> str:
     """Name a pool as in logs and metrics; never a user name or password."""
     name = pool.logging_name
     if name:
         return name
-    if engine is None:
-        return type(pool).__name__
     url = engine.url
     if url.get_backend_name() == "sqlite":
         return _file_name(url.database)
@@ -102,7 +109,7 @@ def _file_name(database: str | None) -> str:
 
 
 def _engine_of(pool: Pool, frame: FrameType | None) -> Engine | None:
-    """Find the engine of a pool on the stack of its first checkout.
+    """Find the engine of a pool on the stack of a checkout.
 
     Neither the pool nor its events know the engine; the method that checks out is the engine's.
     """
@@ -113,12 +120,18 @@ def _engine_of(pool: Pool, frame: FrameType | None) -> Engine | None:
 
 
 def at_work(frame: FrameType | None) -> Iterator[object]:
-    """Give the objects whose methods are on the stack, SQLAlchemy's own, innermost first.
+    """Give the objects whose methods are nearest on the stack, SQLAlchemy's own, innermost first.
 
     Other frames are not looked into: asking a frame for its variables keeps what they refer to
     alive until it ends.
     """
-    while frame is not None:
+    for _ in range(_NEAR):
+        if frame is None:
+            return
         if str(frame.f_globals.get("__name__")).startswith("sqlalchemy."):
             yield frame.f_locals.get("self")
         frame = frame.f_back
+
+
+_NEAR: Final = 12
+"""How many frames to look through. SQLAlchemy's own between a checkout and its engine are six."""
