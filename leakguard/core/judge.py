@@ -150,6 +150,8 @@ class Judge:
         """Wait for nothing any more."""
         self._waits.clear()
         self._later.clear()
+        # The watch of whoever planned it may have gone, with the last guard or at a fork.
+        self._look_planned = False
 
     def _close_connection(self, scope: Scope, hold: ConnectionHold) -> None:
         session = hold.session

@@ -530,6 +530,21 @@ def test_what_is_looked_at_later_has_a_bound(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("many_tasks")
+def test_after_forgetting_sessions_are_looked_at_as_ever() -> None:
+    """Whoever forgets may have lost the look that was planned, as the child of a fork has."""
+    bench = Bench()
+    bench.end_with_sessions()
+    bench.end_with_sessions()
+    assert len(bench.looks) == 1
+    bench.looks.clear()
+    bench.judge.forget()
+    bench.end_with_sessions()
+    bench.look()
+    assert bench.kinds == [FindingKind.UNCLOSED_SESSION] * 2
+    assert bench.looks == []
+
+
+@pytest.mark.usefixtures("many_tasks")
 def test_the_lines_that_are_known_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond it the tasks are looked at each time, which is right and slow."""
     monkeypatch.setattr("leakguard.core.judge._KNOWN_LIMIT", 0)

@@ -112,6 +112,41 @@ assert len([hold for hold in guard.open_holds() if hold.resource == "connection"
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
+LOOKS = """
+import os, sys, warnings
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+from leakguard import LeakGuard
+from leakguard.core import judge
+from tests.support import Recorder
+
+warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads, which is the point
+judge._MANY_TASKS = -1  # any number of tasks is many, so that looks are put off
+recorder = Recorder()
+guard = LeakGuard(mode="testing", observers=[recorder], late_after=0.2).install()
+kept = []
+
+def leave_open(name):
+    with guard.scope(name):
+        kept.append(Session(create_engine("sqlite://")))
+
+def found():
+    return [finding.scope.name for finding in recorder.findings]
+
+leave_open("the first of its line")
+leave_open("the parent's")
+child = os.fork()
+if child == 0:
+    recorder.__init__()  # its lock may have been taken
+    leave_open("the child's")
+    recorder.wait_for(recorder.findings.copy)
+    assert found() == ["the child's"], found()
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+recorder.wait_for(lambda: found() == ["the first of its line", "the parent's"])
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
 
 def test_a_fork_while_connections_are_out(tmp_path: Path) -> None:
     """The child finds its own leaks and hears of their return; the parent loses none of its."""
@@ -124,6 +159,11 @@ def test_the_child_of_a_fork_has_only_copies(tmp_path: Path) -> None:
     What was reported before is not resolved by closing the copy, either.
     """
     run(COPIES, tmp_path)
+
+
+def test_a_fork_while_sessions_are_to_be_looked_at(tmp_path: Path) -> None:
+    """Parent and child each look at their own, though the plan for it is the parent's."""
+    run(LOOKS, tmp_path)
 
 
 def run(program: str, folder: Path) -> None:
