@@ -324,7 +324,7 @@ def forget_parent() -> None:
     The child has a copy of each connection, session and scope. Whatever becomes of the copy, the
     parent still has, or gives back, its own.
     """
-    for guard in _INSTALLED:
+    for guard in _INSTALLED.copy():  # what goes with a hold may uninstall a guard
         guard.forget()
     scope = current_scope.get()
     while scope is not None:  # what came back, too: the parent tells of it at the scope's end

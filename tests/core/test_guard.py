@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -230,6 +231,21 @@ def test_what_the_parent_of_a_fork_has_is_not_the_childs(recorder: Recorder) -> 
     own.give_back()
     recorder.wait_for(lambda: recorder.resolutions)
     guard.uninstall()
+
+
+def test_what_is_forgotten_after_a_fork_may_take_a_guard_along(recorder: Recorder) -> None:
+    """An application's finalizer that uninstalls a guard does not end the forgetting half way."""
+    guard = installed()
+    weakref.finalize(take(guard), guard.uninstall)
+    other = installed(recorder)
+    with other.scope("job") as scope:
+        returned = take(other, scope)
+        returned.nested = True
+        returned.give_back()
+        forget_parent()
+        assert not guard.installed
+    assert recorder.findings == []
+    other.uninstall()
 
 
 def test_a_connection_that_comes_back_while_it_is_judged_is_resolved(recorder: Recorder) -> None:
