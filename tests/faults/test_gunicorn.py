@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -96,15 +96,19 @@ class Gunicorn:
         for worker, clients in self.clients.items():
             assert answer(clients[0], "/give_back") == worker
 
-    def tells(self, expected: Iterable[Entry]) -> None:
-        """Assert that all of it is told, each thing once, and nothing else."""
+    def await_told(self, expected: Iterable[Entry]) -> None:
+        """Wait until all of it is told: a scope ends after the answer has been sent."""
         entries = Counter(expected)
         with suppress(AssertionError):  # the next line says what is missing
             patiently(lambda: not entries - Counter(self.diary.read()))
         assert entries - Counter(self.diary.read()) == Counter(), self.log.read_text()
+
+    def tells(self, expected: Collection[Entry]) -> None:
+        """Assert that all of it is told, each thing once, and nothing else."""
+        self.await_told(expected)
         for clients in self.clients.values():
             assert answer(clients[0], "/out") == []  # and whatever else there is has been told
-        assert Counter(self.diary.read()) == entries
+        assert Counter(self.diary.read()) == Counter(expected)
 
     def kill(self, worker: int) -> None:
         """Kill a worker, as the system does where memory is short."""
@@ -115,10 +119,14 @@ class Gunicorn:
 
     def stop(self) -> int:
         """Stop it as a service manager does; give the exit code."""
-        for client in (client for clients in self.clients.values() for client in clients):
-            client.close()
+        self.hang_up()
         self.process.terminate()
         return self.process.wait(PATIENCE * 3)
+
+    def hang_up(self) -> None:
+        """Close every connection."""
+        for client in (client for clients in self.clients.values() for client in clients):
+            client.close()
 
     def _plant_all(self, worker: int, client: httpx.Client) -> list[Planted]:
         return [self.plant_one(worker, client, way) for way in WAYS]
@@ -175,7 +183,9 @@ def gunicorn(tmp_path: Path) -> Generator[Gunicorn, None, None]:
             start_new_session=True,
         )
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    yield Gunicorn(process, url, Diary(tmp_path / "diary"), log)
+    running = Gunicorn(process, url, Diary(tmp_path / "diary"), log)
+    yield running
+    running.hang_up()
     with suppress(ProcessLookupError):  # all gone: else what a failed test left
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(PATIENCE)
@@ -191,6 +201,7 @@ def test_workers_of_a_preloaded_application(gunicorn: Gunicorn) -> None:
 
     victim, clients = next(iter(gunicorn.clients.items()))
     told += gunicorn.plant_one(victim, clients[0], "kept").found()  # it is out for good
+    gunicorn.await_told(told)
     gunicorn.kill(victim)
     gunicorn.meet_workers()
     assert victim not in gunicorn.clients
