@@ -20,22 +20,24 @@ warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads, wh
 recorder = Recorder()
 guard = LeakGuard(mode="testing", observers=[recorder]).install()
 engine = create_engine("sqlite:///" + sys.argv[1], connect_args={"check_same_thread": False})
-busy = threading.Event()
+ready = threading.Barrier(5)
 halt = threading.Event()
 
 def churn():
+    opened = engine.raw_connection()
+    ready.wait()
+    opened.close()
     while not halt.is_set():
         with guard.scope("churn"):
             engine.raw_connection()
-        busy.set()
 
 churning = [threading.Thread(target=churn, daemon=True) for _ in range(4)]
 for thread in churning:
     thread.start()
-busy.wait()
 with guard.scope("around the fork"):
     kept = Session(engine)
     kept.execute(text("SELECT 1"))
+    ready.wait()  # nobody opens a file from here on, which takes locks of SQLite's own
     child = os.fork()
     if child == 0:
         recorder = guard.observers._observers[0]
@@ -90,7 +92,7 @@ with guard.scope("around the fork"):
     gc.collect()
     child = os.fork()
     if child == 0:
-        recorder.findings.clear()
+        recorder.__init__()  # its lock may have been taken
         assert guard.open_holds() == (), guard.open_holds()
         leaked.close()
         del outside, inside
