@@ -133,6 +133,7 @@ class Guard:
         for hold in self._open.copy():
             if not hold.collected and not hold.open:
                 self.released(hold)
+            hold.settle()
         return tuple(hold for hold in self._open.copy() if not hold.collected)
 
     def scope(self, name: str, type: str = "job") -> ScopeBlock:  # noqa: A002  (the field's name for it)

@@ -112,6 +112,9 @@ class Hold:
         """Whether it is still out; asks the library, whose word counts more than events."""
         raise NotImplementedError
 
+    def settle(self) -> None:
+        """Find out whose it is by now: called before anything is said about it."""
+
     @property
     def lost_when_collected(self) -> bool:
         """Whether the garbage collector throws it away instead of giving it back."""
@@ -160,6 +163,11 @@ class SessionHold(Hold):
         """How many connections it checked out in all."""
         self.connection_lost = False
         """Whether one of its connections came to a finding of its own."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it may have a connection: it is in a transaction, or was lost in one."""
+        return self.collected or bool(self.in_transaction)
 
     @property
     def created_at(self) -> CallSite | None:

@@ -154,6 +154,7 @@ class Judge:
         self._look_planned = False
 
     def _close_connection(self, scope: Scope, hold: ConnectionHold) -> None:
+        hold.settle()
         session = hold.session
         if hold.collected:
             if session is not None:

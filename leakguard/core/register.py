@@ -80,6 +80,7 @@ class Register:
 
 def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -> Finding:
     """Write down what is known of a hold now, before it changes."""
+    hold.settle()
     late_by = hold.late_by if isinstance(hold, ConnectionHold) else None
     return Finding(
         kind=kind,

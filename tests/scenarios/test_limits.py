@@ -16,6 +16,7 @@ import pytest
 from greenlet import greenlet
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import SingletonThreadPool
 
 from leakguard import FindingKind, LeakGuard, Severity, allow
 from tests.support import PATIENCE, Recorder
@@ -248,6 +249,24 @@ def test_a_connection_that_the_driver_has(
     assert [kind for kind in recorder.kinds if kind.severity is Severity.ERROR] == [
         FindingKind.RECLAIMED
     ]
+
+
+def test_a_connection_within_a_session_s_use(guard: LeakGuard, recorder: Recorder) -> None:
+    """Which line took a `Connection` of a `SingletonThreadPool` that the thread had already.
+
+    Such a pool, SQLite's for `:memory:`, says nothing of it. Where the session is closed that had
+    it first, no session is named, but the line that took it first is.
+    """
+    engine = create_engine("sqlite://", poolclass=SingletonThreadPool)
+    with guard.scope("request"), used(engine):
+        connection = engine.connect()
+    (finding,) = recorder.findings
+    assert finding.hold is not None
+    assert finding.hold.created_at is None
+    assert finding.hold.acquired_at is not None
+    assert finding.hold.acquired_at.function == "used"
+    connection.close()
+    engine.dispose()
 
 
 def test_connections_that_no_pool_handed_out(

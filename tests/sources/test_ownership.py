@@ -23,9 +23,11 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 from sqlalchemy.orm import sessionmaker as make_factory
+from sqlalchemy.pool import SingletonThreadPool
 
-from leakguard import FindingKind, LeakGuard
+from leakguard import Finding, FindingKind, LeakGuard
 from leakguard.core.watch import WATCH
+from leakguard.sources.sqlalchemy.checkouts import Checkout
 from tests.support import PATIENCE, Recorder, line_marked
 
 QUERY = text("SELECT 1")
@@ -329,6 +331,117 @@ def test_an_async_session_of_an_outer_scope(
 
 async def use_async(session: AsyncSession) -> None:
     await session.execute(QUERY)
+
+
+# --- sessions that share a connection -------------------------------------------------------------
+
+
+@pytest.fixture
+def one_per_thread(tmp_path: Path) -> Iterator[Engine]:
+    """Give an engine whose checkouts within one another are one."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'one.db'}", poolclass=SingletonThreadPool)
+    yield engine
+    engine.dispose()
+
+
+def lines(finding: Finding) -> tuple[int | None, int | None]:
+    """Give the lines of the construction and of the checkout."""
+    hold = finding.hold
+    assert hold is not None
+    created, acquired = hold.created_at, hold.acquired_at
+    return created and created.line, acquired and acquired.line  # type: ignore[return-value]  # mypy: a site is true
+
+
+@pytest.mark.parametrize("end", ["close", "commit", "rollback"])
+def test_of_two_sessions_the_one_that_still_uses_it_leaks(
+    guard: LeakGuard, recorder: Recorder, one_per_thread: Engine, end: str
+) -> None:
+    """A `SingletonThreadPool` gives the second what the first has; the first gave it back."""
+    with guard.scope("job"):
+        first = Session(one_per_thread)
+        first.execute(QUERY)
+        second = Session(one_per_thread)  # the second
+        second.execute(QUERY)  # used by the second
+        with second.begin_nested():
+            second.execute(QUERY)
+        getattr(first, end)()
+        (open_hold,) = (hold for hold in guard.open_holds() if hold.resource == "connection")
+        assert open_hold.created_at is not None
+        assert open_hold.created_at.line == line_marked(HERE, "the second")
+    leak = recorder.findings[0]
+    assert leak.kind is LEAKED
+    assert lines(leak) == (
+        line_marked(HERE, "the second"),
+        line_marked(HERE, "used by the second"),
+    )
+    unclosed = [FindingKind.UNCLOSED_SESSION] if end != "close" else []
+    assert recorder.kinds[1:] == unclosed
+    first.close()
+    second.close()
+
+
+def test_of_two_sessions_the_first_may_be_the_one_that_leaks(
+    guard: LeakGuard, recorder: Recorder, one_per_thread: Engine
+) -> None:
+    """What the second did meanwhile does not matter."""
+    with guard.scope("job"):
+        first = Session(one_per_thread)  # the first
+        first.execute(QUERY)  # used by the first
+        for _ in range(3):
+            with Session(one_per_thread) as second:
+                second.execute(QUERY)
+    (leak,) = recorder.findings
+    assert lines(leak) == (line_marked(HERE, "the first"), line_marked(HERE, "used by the first"))
+    first.close()
+
+
+def test_a_connection_beside_sessions_that_are_closed(
+    guard: LeakGuard, recorder: Recorder, one_per_thread: Engine
+) -> None:
+    """No session is accused, not even one that is older, and little is remembered of each."""
+    with guard.scope("outer"):
+        older = Session(one_per_thread)
+        with guard.scope("job"):
+            connection = one_per_thread.connect()  # used alone
+            older.execute(QUERY)
+            for _ in range(100):
+                with Session(one_per_thread) as session:
+                    session.execute(QUERY)
+            (hold,) = (hold for hold in guard.open_holds() if isinstance(hold, Checkout))
+            assert len(hold.uses) <= 3
+            older.close()
+    (leak,) = recorder.findings
+    assert scopes(recorder) == ["job"]
+    assert lines(leak) == (None, line_marked(HERE, "used alone"))
+    connection.close()
+
+
+def test_of_two_sessions_the_second_is_dropped(
+    guard: LeakGuard, recorder: Recorder, one_per_thread: Engine
+) -> None:
+    """It is the one that left their connection to the garbage collector."""
+    gc.collect()
+    with guard.scope("job"):
+        first = Session(one_per_thread)
+        first.execute(QUERY)
+        Session(one_per_thread).execute(QUERY)  # dropped
+        first.close()
+        del first
+        gc.collect()
+    assert recorder.kinds == [FindingKind.RECLAIMED]
+    assert lines(recorder.findings[0])[0] == line_marked(HERE, "dropped")
+
+
+def test_a_session_from_before_that_shares_a_connection(
+    recorder: Recorder, one_per_thread: Engine
+) -> None:
+    """Nobody knows it, and it is no other one's."""
+    before = Session(one_per_thread)
+    guard = LeakGuard(mode="testing", observers=[recorder])
+    with guard, guard.scope("job"), one_per_thread.connect():
+        before.execute(QUERY)
+        before.close()
+    assert recorder.findings == []
 
 
 # --- connections that were handed to a session ----------------------------------------------------

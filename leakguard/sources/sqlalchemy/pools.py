@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any, Final, cast
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.pool import Pool, StaticPool
+from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 from leakguard.exceptions import SettingsError
 
@@ -26,6 +26,8 @@ class PoolFacts:
     is_async: bool
     shares: bool
     """Whether all its checkouts are one and the same connection (`StaticPool`)."""
+    nests: bool
+    """Whether checkouts within one another are one and the same (`SingletonThreadPool`)."""
     engine: weakref.ref[Engine] | None
     """The engine that made it; `None` while the pool is used without one."""
 
@@ -51,6 +53,7 @@ def pool_facts(pool: Pool, frame: FrameType | None) -> PoolFacts:
         name=pool.logging_name or type(pool).__name__,
         is_async=dialect.is_async,
         shares=isinstance(pool, StaticPool),
+        nests=isinstance(pool, SingletonThreadPool),
         engine=None,
     )
     facts.look_for_engine(frame)

@@ -149,10 +149,13 @@ class Sessions:
         """A session uses a connection: link them if it was the session that checked it out."""
         try:
             hold = self._checkouts.of(connection)
-            if hold is None or hold.session is not None or _was_handed(connection, transaction):
+            if hold is None or _was_handed(connection, transaction):
                 return
             owner = self._alive.get(id(session))
-            if owner is None:
+            if hold.session is not None or hold.used_before:
+                if owner is not None and owner is not hold.session and not transaction.nested:
+                    self._link_also(owner, hold)
+            elif owner is None:
                 hold.by_older_session = True
             else:
                 self._link(owner, hold)
@@ -173,6 +176,12 @@ class Sessions:
             if owner.guard is hold.guard or self._guards.watches(owner.guard, pool):
                 self._checkouts.place(hold, scope)
                 hold.guard.hand_over(hold, owner.guard, scope)
+
+    def _link_also(self, owner: ConstructedSession, hold: Checkout) -> None:
+        """Of a pool whose checkouts nest: the session gets what its thread has already."""
+        frames = hold.guard.settings.frames
+        hold.use_also(owner, capture(sys._getframe(2), frames, parent_stacks))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        owner.checkouts_ever += 1
 
     def _session_gone(self, ref: NumberedRef[Any]) -> None:
         """Run as a finalizer: at any point of any code, without a lock and with few allocations."""
