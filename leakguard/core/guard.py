@@ -193,7 +193,7 @@ class Guard:
     def hand_over(self, hold: Hold, guard: Guard, scope: Scope) -> None:
         """Give a hold to the scope that its session belongs to, which may be another guard's."""
         if hold.scope is not None:
-            hold.scope.open_holds.pop(hold, None)
+            hold.scope.take_out(hold)
         self._judge.dismiss(hold)  # that scope may have ended before the checkout
         hold.guard, hold.scope = guard, scope
         if guard is self:
@@ -209,7 +209,7 @@ class Guard:
         """Take note that a session was closed or a connection came back; once is enough."""
         scope = hold.scope
         if scope is not None:  # first: where the scope ends at this moment, it has come back
-            scope.open_holds.pop(hold, None)
+            scope.take_out(hold)
         if not take_out(self._open, hold):
             return
         hold.released_monotonic = now = monotonic()
@@ -238,13 +238,13 @@ class Guard:
         for hold in self._open.copy():
             # Its scope may still be open, and be judged by a guard that is installed again.
             if hold.scope is not None:
-                hold.scope.open_holds.pop(hold, None)
+                hold.scope.take_out(hold)
         self._open.clear()
 
     def _enter_scope(self, hold: Hold, scope: Scope) -> None:
-        scope.open_holds[hold] = None
+        scope.add(hold)
         # Looked at after the entry: the scope may end in between, in another thread.
-        too_late = scope.closed_at is not None and take_out(scope.open_holds, hold)
+        too_late = scope.closed_at is not None and scope.take_out(hold)
         if too_late and isinstance(hold, ConnectionHold):
             self._judge.outlived(scope, hold)
 
@@ -281,7 +281,7 @@ class Guard:
         if scope is not None:
             scope.sessions_collected += 1
             if scope.sessions_collected > _NOTABLE_LIMIT:
-                scope.open_holds.pop(session, None)
+                scope.take_out(session)
 
     def _found(self, hold: Hold, verdict: Verdict) -> None:
         finding = self._enter(hold, verdict)
@@ -330,6 +330,7 @@ def forget_parent() -> None:
     scope = current_scope.get()
     while scope is not None:  # what came back, too: the parent tells of it at the scope's end
         scope.open_holds.clear()
+        scope.open_connections.clear()
         scope.notable.clear()
         scope = scope.parent
 

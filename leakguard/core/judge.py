@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from leakguard.core.faults import FAULTS
-from leakguard.core.hold import ConnectionHold, SessionHold, take_out
+from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.core.holder import (
     AnyTask,
     LoopRef,
@@ -301,7 +301,7 @@ def _came_back(hold: Hold) -> bool:
 def _take_all(scope: Scope) -> list[Hold]:
     """Take the holds out of the scope, each unless somebody returns it at this moment."""
     holds = list(scope.open_holds.copy())
-    return [hold for hold in holds if take_out(scope.open_holds, hold)]
+    return [hold for hold in holds if scope.take_out(hold)]
 
 
 def _running(scope: Scope, ref: LoopRef | None) -> list[AnyTask]:

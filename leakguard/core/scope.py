@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from leakguard.core.hold import take_out
 from leakguard.core.holder import context_of, current_owner
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Scope:
         "guard",
         "log",
         "notable",
+        "open_connections",
         "open_holds",
         "opened_at",
         "opener",
@@ -124,6 +126,8 @@ class Scope:
         # Holds in the order of their acquisition. A dict, because taking one out of it is
         # atomic: whoever gets it deals with it.
         self.open_holds: dict[Hold, None] = {}
+        self.open_connections: dict[Hold, None] = {}
+        """Those of them that are connections, which are few where sessions may be many."""
         self.sessions_collected = 0
         """How many of its sessions the garbage collector took, because nobody closed them."""
         self.notable: list[ConnectionHold] = []
@@ -158,6 +162,17 @@ class Scope:
         """Make it the current scope."""
         self._before = current_scope.get()
         current_scope.set(self)
+
+    def add(self, hold: Hold) -> None:
+        """Take in a hold that is out."""
+        if hold.resource == "connection":
+            self.open_connections[hold] = None
+        self.open_holds[hold] = None
+
+    def take_out(self, hold: Hold) -> bool:
+        """Take a hold out; `False` where somebody else was first, or it never was there."""
+        self.open_connections.pop(hold, None)
+        return take_out(self.open_holds, hold)
 
     def leave(self) -> None:
         """End it, and make the scope before it the current one again.

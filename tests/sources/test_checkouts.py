@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sqlalchemy.pool import (
 
 from leakguard import FindingKind, LeakGuard
 from leakguard.core.callsite import relative_path
+from leakguard.core.hold import Hold
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from tests.support import Recorder
 
@@ -211,6 +213,49 @@ def test_a_second_connection_is_a_nested_checkout(
         assert first is not second
     assert recorder.kinds == [FindingKind.NESTED_CHECKOUT]
     assert recorder.findings[0].hold is recorder.holds_acquired[1]
+
+
+class Unlisted(dict[Hold, None]):
+    """Holds that nobody may go through."""
+
+    def __iter__(self) -> Iterator[Hold]:
+        raise AssertionError("all of them")
+
+    copy = __iter__  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]  # nor this way
+
+
+def test_a_checkout_does_not_look_at_sessions(
+    guard: LeakGuard, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A scope may have thousands that hold no connection, as that of a WebSocket may."""
+    with guard.scope("job") as scope:
+        session = Session(engine)
+        holds, scope.open_holds = scope.open_holds, Unlisted(scope.open_holds)
+        with engine.connect() as connection:
+            assert [hold.resource for hold in scope.open_connections] == ["connection"]
+            assert connection.connection.is_valid
+        assert not scope.open_connections
+        scope.open_holds = holds
+        session.close()
+    assert caplog.records == []
+
+
+class Changing(dict[Hold, None]):
+    """Holds of which another thread gives some back while they are gone through."""
+
+    def __iter__(self) -> Iterator[Hold]:
+        raise RuntimeError("dictionary changed size during iteration")
+
+
+def test_connections_may_come_and_go_during_a_checkout(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Whether there is another one out is found all the same."""
+    with guard.scope("job") as scope, engine.connect():
+        scope.open_connections = Changing(scope.open_connections)
+        with engine.connect():
+            pass
+    assert recorder.kinds == [FindingKind.NESTED_CHECKOUT]
 
 
 def test_connections_of_two_pools_are_not_nested(

@@ -19,7 +19,7 @@ from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
 from leakguard.core.callsite import CallSite, capture
 from leakguard.core.faults import FAULTS
 from leakguard.core.finding import PoolUsage
-from leakguard.core.hold import ConnectionHold, SessionHold
+from leakguard.core.hold import ConnectionHold, Hold, SessionHold
 from leakguard.core.holder import current_holder, running_loop
 from leakguard.core.scope import current_scope
 from leakguard.sources.sqlalchemy.drivers import backend_pid, driver_in_transaction
@@ -308,8 +308,7 @@ class Checkouts:
     def place(self, hold: Checkout, scope: Scope) -> None:
         """Note who acquired `hold` in `scope`, and what the scope had by then."""
         hold.holder = current_holder(scope)
-        others = (other for other in scope.open_holds.copy() if _is_beside(other, hold))
-        other = next(others, None)
+        other = _beside(hold, scope.open_connections)
         hold.nested = other is not None
         hold.beside = None if other is None else other.site
 
@@ -375,13 +374,22 @@ def _pool_of(proxy: Any) -> Pool:  # noqa: ANN401  (its class has no public name
     return pool
 
 
-def _is_beside(other: object, hold: Checkout) -> bool:
-    """Say whether `other` is another connection of the same pool that is out."""
+def _beside(hold: Checkout, connections: dict[Hold, None]) -> Hold | None:
+    """Find another connection of the same pool that is out."""
+    if hold.facts.shares:  # they are one and the same
+        return None
+    try:  # not in a copy: the first one is one of them, however many there are
+        return next((other for other in connections if _is_beside(other, hold)), None)
+    except RuntimeError:  # another thread took one, or gave one back
+        others = connections.copy()
+        return next((other for other in others if _is_beside(other, hold)), None)
+
+
+def _is_beside(other: Hold, hold: Checkout) -> bool:
     return (
         isinstance(other, Checkout)
         and other is not hold
         and other.facts is hold.facts
-        and other.record != hold.record
         and not other.detached
         and other.open
     )
