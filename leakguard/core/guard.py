@@ -136,6 +136,10 @@ class Guard:
             hold.settle()
         return tuple(hold for hold in self._open.copy() if not hold.collected)
 
+    def has(self, hold: Hold) -> bool:
+        """Say whether a hold is among the open ones, as far as events told."""
+        return hold in self._open
+
     def scope(self, name: str, type: str = "job") -> ScopeBlock:  # noqa: A002  (the field's name for it)
         """Open a scope by hand, with `with` or `async with`; the block's value is the scope.
 

@@ -99,7 +99,7 @@ def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -
             late_by=late_by,
         ),
         also=also,
-        # Not for notices: it takes a look at every open hold, and healthy requests may have some.
+        # Not for notices, which healthy requests may have: it looks at every connection out.
         usage=hold.usage if kind.severity is Severity.ERROR else None,
     )
 

@@ -25,6 +25,7 @@ from leakguard import FindingKind, LeakGuard
 from leakguard.core.callsite import relative_path
 from leakguard.core.hold import Hold
 from leakguard.sources.sqlalchemy import SQLALCHEMY
+from leakguard.sources.sqlalchemy.sessions import ConstructedSession
 from tests.support import Recorder
 
 pytestmark = pytest.mark.usefixtures("collected_before")
@@ -303,6 +304,41 @@ def test_a_leak_tells_how_full_the_pool_is(
     for connection in kept:
         connection.close()
     engine.dispose()
+
+
+def test_a_leak_does_not_look_at_sessions(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fills the pool is counted, and nothing else that is open."""
+
+    def look(_: object) -> bool:
+        looked.append(1)
+        return True
+
+    looked: list[int] = []
+    sessions = [Session(engine) for _ in range(10)]
+    monkeypatch.setattr(ConstructedSession, "open", property(look))
+    with guard.scope("job"):
+        connection = engine.connect()
+    assert [finding.usage and finding.usage.same_line for finding in recorder.findings] == [1]
+    assert looked == []
+    connection.close()
+    for session in sessions:
+        session.close()
+
+
+def test_what_was_forgotten_fills_no_line(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """As the child of a fork forgets what its parent had out, and may take more from that line."""
+    out: list[PoolProxiedConnection] = []
+    for name in ("parent", "child"):
+        guard.forget()
+        with guard.scope(name):
+            out.append(engine.raw_connection())
+    assert [finding.usage and finding.usage.same_line for finding in recorder.findings] == [1, 1]
+    for connection in out:
+        connection.close()
 
 
 @pytest.mark.parametrize(

@@ -379,6 +379,7 @@ def test_an_application_that_goes_during_a_checkout(engines: Engines) -> None:
     engines.all[0].connect().close()
     event.remove(Pool, "checkout", checked_out)
     assert SQLALCHEMY.guards == ()
+    engines.use()
     LeakGuard(mode="production").install().uninstall()
 
 

@@ -97,10 +97,12 @@ class Checkout(ConnectionHold):
         if pool is None or self.detached:
             return None
         site = self.created_at or self.acquired_at
+        # Not among all that the guard has open: there may be thousands of sessions.
+        out_of_any: list[Checkout] = list(self.facts.out.copy().values())
         of_pool = [
             hold
-            for hold in self.guard.open_holds()
-            if isinstance(hold, Checkout) and hold.facts is self.facts
+            for hold in out_of_any
+            if hold.facts is self.facts and self.guard.has(hold) and hold.open
         ]
         same_line = sum((hold.created_at or hold.acquired_at) == site for hold in of_pool)
         out, capacity = pool_fill(pool)
@@ -315,7 +317,7 @@ class Checkouts:
     def _facts_of(self, pool: Pool, frame: FrameType | None) -> PoolFacts:
         facts = self._pools.get(id(pool))
         if facts is None or facts.ref() is not pool:
-            facts = self._pools[id(pool)] = pool_facts(pool, frame)
+            facts = self._pools[id(pool)] = pool_facts(pool, frame, self._open)
             weakref.finalize(pool, self._pools.pop, id(pool), None).atexit = False
         elif facts.engine is None:  # it was used without, as for a warm-up
             facts.look_for_engine(frame)

@@ -28,6 +28,8 @@ class PoolFacts:
     """Whether all its checkouts are one and the same connection (`StaticPool`)."""
     nests: bool
     """Whether checkouts within one another are one and the same (`SingletonThreadPool`)."""
+    out: dict[int, Any]
+    """All checkouts of the process, of other pools, too, by the numbers of their proxies."""
     engine: weakref.ref[Engine] | None
     """The engine that made it; `None` while the pool is used without one."""
 
@@ -45,7 +47,7 @@ class PoolFacts:
             self.name = _pool_name(pool, engine)
 
 
-def pool_facts(pool: Pool, frame: FrameType | None) -> PoolFacts:
+def pool_facts(pool: Pool, frame: FrameType | None, out: dict[int, Any]) -> PoolFacts:
     """Find out what is known of `pool`; `frame` is one of the first checkout."""
     dialect = pool._dialect  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
     facts = PoolFacts(
@@ -54,6 +56,7 @@ def pool_facts(pool: Pool, frame: FrameType | None) -> PoolFacts:
         is_async=dialect.is_async,
         shares=isinstance(pool, StaticPool),
         nests=isinstance(pool, SingletonThreadPool),
+        out=out,
         engine=None,
     )
     facts.look_for_engine(frame)
