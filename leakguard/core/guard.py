@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from functools import partial
 from time import monotonic
@@ -83,7 +84,11 @@ class Guard:
         return self
 
     def uninstall(self) -> None:
-        """Stop watching and forget every open hold. Does nothing where it is not installed."""
+        """Stop watching and forget every open hold. Does nothing where it is not installed.
+
+        Verdicts that wait for somebody to give a connection back do not fall any more.
+        """
+        self._hear_collected()
         with LOCK:
             if self.installed:
                 self._stop()
@@ -96,6 +101,7 @@ class Guard:
         What the sources put into their libraries does nothing from then on, and is taken out
         when the next guard is uninstalled.
         """
+        self._hear_collected()
         with LOCK:
             if self.installed:
                 self._stop()
@@ -107,6 +113,16 @@ class Guard:
         _INSTALLED.discard(self)
         self.forget()
         WATCH.leave()
+
+    def settle(self) -> None:
+        """Say what there is to say: nobody is left who could give a hold back."""
+        self._hear_collected()
+        self._judge.settle()
+
+    def _hear_collected(self) -> None:
+        for hold in self._open.copy():
+            if hold.collected:  # and the watch has yet to hear of it
+                self._after_collection(hold)
 
     def forget(self) -> None:
         """Forget every open hold, and every finding that is not resolved."""
@@ -122,6 +138,8 @@ class Guard:
             return self.install()
 
     def __exit__(self, *_: object) -> None:
+        if self._blocks == 1 and not self._was_installed:
+            self._hear_collected()  # not under the lock: observers are told
         with LOCK:
             self._blocks -= 1
             # An application that has the same guard goes on to be watched.
@@ -338,6 +356,14 @@ def forget_parent() -> None:
         scope.notable.clear()
         scope = scope.parent
 
+
+def _settle_all() -> None:
+    """Say at the end of the process what would have been said later."""
+    for guard in tuple(_INSTALLED):
+        guard.settle()
+
+
+atexit.register(_settle_all)
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     os.register_at_fork(after_in_child=forget_parent)

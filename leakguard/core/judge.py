@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -50,6 +52,8 @@ class _Wait:
     """Whether the notice that it outlives its scope was given, or is not due."""
     until: float | None = None
     """When the wait for the other work of the scope ends, by the judge's clock."""
+    over: bool = False
+    """Whether nothing is waited for any more, whatever the clock says."""
     look_at: float | None = None
     """When the next look is due, by the judge's clock."""
 
@@ -146,6 +150,12 @@ class Judge:
         """Decide on a hold that the garbage collector took while it was waited for."""
         self._again(hold)
 
+    def settle(self) -> None:
+        """Judge at once what is waited for, as after the wait: nobody will be there by then."""
+        for wait in self._waits.copy().values():
+            _apart(partial(self._settle, wait))
+        _apart(partial(self._judge_sessions, inf))
+
     def forget(self) -> None:
         """Wait for nothing any more."""
         self._waits.clear()
@@ -211,17 +221,32 @@ class Judge:
     def _look_at_sessions(self) -> None:
         """Judge the sessions whose time has come, with one look at the tasks of each loop."""
         self._look_planned = False
-        now = self._clock()
+        self._judge_sessions(self._clock())
+        self._plan_look()
+
+    def _judge_sessions(self, now: float) -> None:
         scopes = cache(running_scopes)
-        while self._later and self._later[0].look_at <= now:
-            hold, scope, ref, _ = self._later.popleft()
+        while unclosed := self._take_unclosed(now):
+            hold, scope, ref, _ = unclosed
             loop = None if ref is None else ref()
             others = not hold.collected and loop is not None and scope in scopes(loop)
             if hold.collected or (hold.open and not _came_back(hold)):
                 holder = hold.holder is not None and hold.holder.running()
                 judge_it = partial(self._judge_session, hold, holder_running=holder)
                 _apart(partial(judge_it, others_running=others))
-        self._plan_look()
+
+    def _settle(self, wait: _Wait) -> None:
+        # Of what is in the hands of work that runs it has been said that it outlives its scope.
+        if wait.hold.collected or _running_holder(wait.hold) is None:
+            wait.over = True
+            self._again(wait.hold)
+
+    def _take_unclosed(self, now: float) -> _Unclosed | None:
+        """Take out the first session if its time has come; another thread may be at it, too."""
+        with suppress(IndexError):
+            if self._later[0].look_at <= now:
+                return self._later.popleft()
+        return None
 
     def _decide(self, wait: _Wait) -> None:
         """Judge a hold that was out when its scope ended."""
@@ -245,7 +270,7 @@ class Judge:
                 Fate.OUT,
                 holder_running=running is not None,
                 others_running=expected,
-                waited=waited,
+                waited=waited or wait.over,
             )
         )
         if not (verdict.wait and wait.announced):

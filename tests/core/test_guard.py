@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from leakguard.core.register import Register
 from leakguard.core.settings import build_settings
 from leakguard.core.verdict import Verdict
 from tests.core.fakes import FakeConnection, construct, here, installed, make_guard, take
-from tests.support import Recorder, settle
+from tests.support import PATIENCE, Recorder, settle
 
 
 class FakeSource:
@@ -201,6 +204,45 @@ def test_what_is_collected_after_an_uninstallation_is_nothing(recorder: Recorder
     recorder.wait_for(lambda: recorder.holds_released)
     assert recorder.holds_released == [lost]
     other.uninstall()
+
+
+def test_what_was_collected_before_an_uninstallation_is_told(recorder: Recorder) -> None:
+    """Also where the watch has yet to hear of it."""
+    guard = installed(recorder)
+    hold = FakeConnection(guard)
+    guard._open[hold] = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no watch starts
+    hold.collect()
+    guard.uninstall()
+    assert recorder.kinds == [FindingKind.RECLAIMED]
+    assert recorder.holds_released == [hold]
+
+
+THE_END = """
+from leakguard import Finding, Observer
+from tests.core.fakes import installed, take
+
+class Printing(Observer):
+    def found(self, finding: Finding) -> None:
+        print(finding.kind)
+
+for guard in (installed(Printing(), late_after=100), installed(Printing(), late_after=100)):
+    with guard.scope("job") as scope:
+        take(guard, scope).by_older_session = True
+print("the end")
+"""
+
+
+def test_what_is_waited_for_is_judged_at_the_end_of_the_process() -> None:
+    """A script that ends soon after its job is told what the job left."""
+    out = subprocess.run(  # noqa: S603  (our own code)
+        [sys.executable, "-c", THE_END],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        timeout=PATIENCE,
+    )
+    assert (out.stdout.split(), out.stderr) == (["the", "end", "leaked", "leaked"], "")
 
 
 def test_what_the_parent_of_a_fork_has_is_not_the_childs(recorder: Recorder) -> None:

@@ -356,6 +356,53 @@ def test_after_an_uninstallation_nothing_is_waited_for(recorder: Recorder) -> No
     assert recorder.kinds == [OUTLIVES]
 
 
+@pytest.mark.parametrize("leave", [Guard.uninstall, Guard.abandon, Guard.__exit__])
+def test_what_is_waited_for_is_not_judged_at_an_uninstallation(
+    recorder: Recorder, leave: Callable[[Guard], None]
+) -> None:
+    """Whoever may give it back has not had the time to, and nobody looks afterwards."""
+    guard = make_guard(recorder, late_after=100 * PATIENCE)
+
+    async def main() -> None:
+        guard.__enter__()
+        async with guard.scope("job") as scope:
+            take(guard, scope)
+            endless = asyncio.create_task(asyncio.Event().wait())
+            await settle()
+        leave(guard)
+        endless.cancel()
+
+    asyncio.run(main())
+    assert recorder.kinds == []
+    assert not guard.installed
+
+
+@pytest.mark.usefixtures("many_tasks")
+def test_all_that_is_waited_for_is_judged_when_nobody_is_left(recorder: Recorder) -> None:
+    """As at the end of the process: what came back is not said, nor what other work may close."""
+    guard = installed(recorder, late_after=100 * PATIENCE)
+
+    async def main() -> None:
+        job = Job(guard, here())
+        for going_on in (False, False, True):
+            await job.run(going_on=going_on)
+        async with guard.scope("job") as scope:
+            taken, returned = take(guard, scope), take(guard, scope)
+            endless = asyncio.create_task(asyncio.Event().wait())
+            await settle()
+        returned.give_back()
+        assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+        guard.settle()
+        assert recorder.findings[1].hold is taken
+        assert taken.waited is None
+        endless.cancel()
+        await job.end()
+
+    asyncio.run(main())
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION, LEAKED, FindingKind.UNCLOSED_SESSION]
+    guard.uninstall()
+
+
 def test_the_last_of_the_other_tasks_decides(guard: Guard, recorder: Recorder) -> None:
     """While one of them runs, it may give the connection back, and the verdict waits."""
 
