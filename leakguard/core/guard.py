@@ -17,7 +17,7 @@ from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observers
 from leakguard.core.register import Register
 from leakguard.core.report import describe_return
-from leakguard.core.scope import NO_EVENTS, EventLog, Scope, current_scope
+from leakguard.core.scope import NO_EVENTS, EventLog, Scope, Tally, current_scope
 from leakguard.core.settings import Mode
 from leakguard.core.verdict import Verdict
 from leakguard.core.watch import WATCH
@@ -298,11 +298,11 @@ class Guard:
             observers.tell(observers.released, hold)
 
     def _forget_surplus(self, session: Hold) -> None:
-        """Keep no more than some of the sessions that nobody closed for the end of their scope."""
+        """Keep for the end of its scope no more of a line's sessions than are told of then."""
         scope = session.scope
         if scope is not None:
-            scope.sessions_collected += 1
-            if scope.sessions_collected > _NOTABLE_LIMIT:
+            tally = scope.sessions_collected = scope.sessions_collected or Tally()
+            if session.allowed is not None or tally.too_many(session):
                 scope.take_out(session)
 
     def _found(self, hold: Hold, verdict: Verdict) -> None:
@@ -370,8 +370,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
 
 
 _NOTABLE_LIMIT: Final = 100
-"""How many holds a scope remembers for its end: notices on returned connections, and sessions that
-the collector took."""
+"""How many returned connections with a notice a scope remembers for its end."""
 
 _RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE})
 

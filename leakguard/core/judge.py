@@ -20,7 +20,7 @@ from leakguard.core.holder import (
     other_tasks,
     running_loop,
 )
-from leakguard.core.scope import Scope, running_scopes
+from leakguard.core.scope import Scope, Tally, running_scopes
 from leakguard.core.verdict import Fate, Standing, Verdict, judge
 from leakguard.core.watch import WATCH
 
@@ -179,23 +179,23 @@ class Judge:
             self._decide(_Wait(hold, scope, loop_ref()))
 
     def _close_session(self, scope: Scope, hold: SessionHold, others: _Others) -> None:
-        if not hold.collected and not hold.open:
+        if hold.allowed is not None or not (hold.collected or hold.open):
             return
         holder_running = hold.holder is not None and hold.holder.running()
         # Of a collected one it is clear what becomes of it, and of one with a lost connection
         # there is nothing more to say.
         if hold.connection_lost or holder_running or hold.collected:
-            self._judge_session(hold, holder_running=holder_running, others_running=False)
+            self._judge_session(scope, hold, holder_running=holder_running, others_running=False)
         elif hold.site in self._known and others.running is None:
             self._look_later_at(scope, hold)
         else:
             running = others.look()
             if others.looked_at > _MANY_TASKS and len(self._known) < _KNOWN_LIMIT:
                 self._known[hold.site] = None
-            self._judge_session(hold, holder_running=False, others_running=running)
+            self._judge_session(scope, hold, holder_running=False, others_running=running)
 
     def _judge_session(
-        self, hold: SessionHold, *, holder_running: bool, others_running: bool
+        self, scope: Scope, hold: SessionHold, *, holder_running: bool, others_running: bool
     ) -> None:
         standing = Standing(
             "session",
@@ -204,7 +204,10 @@ class Judge:
             others_running=others_running,
             with_connection=hold.connection_lost,
         )
-        self._found(hold, judge(standing))
+        verdict = judge(standing)
+        # Collected ones beyond some are forgotten: to keep them must make no difference.
+        if verdict.kind is None or not _told_enough(scope, hold):
+            self._found(hold, verdict)
 
     def _look_later_at(self, scope: Scope, hold: SessionHold) -> None:
         if len(self._later) < _LATER_LIMIT:
@@ -232,7 +235,7 @@ class Judge:
             others = not hold.collected and loop is not None and scope in scopes(loop)
             if hold.collected or (hold.open and not _came_back(hold)):
                 holder = hold.holder is not None and hold.holder.running()
-                judge_it = partial(self._judge_session, hold, holder_running=holder)
+                judge_it = partial(self._judge_session, scope, hold, holder_running=holder)
                 _apart(partial(judge_it, others_running=others))
 
     def _settle(self, wait: _Wait) -> None:
@@ -313,6 +316,11 @@ def _apart(decide: Callable[[], None]) -> None:
         decide()
     except Exception as error:  # noqa: BLE001  (the other holds' verdicts are due all the same)
         FAULTS.report("leakguard's judge", error, "A verdict is lost. Please report it.")
+
+
+def _told_enough(scope: Scope, session: SessionHold) -> bool:
+    tally = scope.sessions_unclosed = scope.sessions_unclosed or Tally()
+    return tally.too_many(session)
 
 
 def _running_holder(hold: ConnectionHold) -> Holder | None:

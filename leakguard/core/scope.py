@@ -60,6 +60,24 @@ class _NoEvents(EventLog):
 
 NO_EVENTS: Final = _NoEvents()
 
+
+class Tally:
+    """Counts sessions by the line that constructed them: it makes the same mistake each time."""
+
+    LIMIT: Final = 100
+    """Of how many of a line a scope says that nobody closed them."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[CallSite | None, int] = {}
+
+    def too_many(self, session: Hold) -> bool:
+        """Count one more, and say whether that is one too many of its line."""
+        count = self._counts[session.site] = self._counts.get(session.site, 0) + 1
+        return count > self.LIMIT
+
+
 current_scope: Final[ContextVar[Scope | None]] = ContextVar("leakguard_scope", default=None)
 """The innermost scope; child tasks and threads that copy the context see it, too."""
 
@@ -85,6 +103,7 @@ class Scope:
         "parent",
         "responded_at",
         "sessions_collected",
+        "sessions_unclosed",
         "status",
         "trace_id",
         "type",
@@ -128,8 +147,10 @@ class Scope:
         self.open_holds: dict[Hold, None] = {}
         self.open_connections: dict[Hold, None] = {}
         """Those of them that are connections, which are few where sessions may be many."""
-        self.sessions_collected = 0
-        """How many of its sessions the garbage collector took, because nobody closed them."""
+        self.sessions_collected: Tally | None = None
+        """Its sessions that the garbage collector took, because nobody closed them."""
+        self.sessions_unclosed: Tally | None = None
+        """Its sessions of which it was found that nobody closed them."""
         self.notable: list[ConnectionHold] = []
         """Returned connections about which there is something to say when the scope ends."""
 

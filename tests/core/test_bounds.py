@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from leakguard import FindingKind
-from tests.core.fakes import construct, installed, take
+from leakguard import FindingKind, allow
+from tests.core.fakes import construct, here, installed, take
 from tests.support import Recorder, settle
 
 LIMIT = 3
@@ -15,20 +15,36 @@ LIMIT = 3
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the bound be reached soon."""
     monkeypatch.setattr("leakguard.core.guard._NOTABLE_LIMIT", LIMIT)
+    monkeypatch.setattr("leakguard.core.scope.Tally.LIMIT", LIMIT)
 
 
-def test_of_the_sessions_that_were_collected_the_first_are_kept(recorder: Recorder) -> None:
-    """Each is the same mistake, made again and again; a few of them tell it."""
+@pytest.mark.parametrize("collected", [0, 1, LIMIT + 1, LIMIT + 2])
+def test_of_the_unclosed_sessions_of_a_line_the_first_are_told(
+    recorder: Recorder, collected: int
+) -> None:
+    """Each is the same mistake, made again and again; whether the collector took it or not.
+
+    Those of another line are another mistake.
+    """
     guard = installed(recorder)
     with guard.scope("job") as scope:
-        sessions = [construct(guard, scope) for _ in range(LIMIT + 2)]
-        for session in sessions:
+        site = here()
+        with allow("told to nobody"):
+            for _ in range(LIMIT):
+                guard.collected(construct(guard, scope, site))
+                construct(guard, scope, site)
+        settle()
+        recorder.holds_released.clear()
+        sessions = [construct(guard, scope, site) for _ in range(LIMIT + 2)]
+        other = construct(guard, scope, here())
+        for session in sessions[:collected]:
             guard.collected(session)
         settle()
-        assert list(scope.open_holds) == sessions[:LIMIT]
-        assert recorder.holds_released == sessions
-    assert [finding.hold for finding in recorder.findings] == sessions[:LIMIT]
-    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * LIMIT
+        forgotten = sessions[LIMIT:collected]
+        assert not set(forgotten).intersection(scope.open_holds)
+        assert recorder.holds_released == sessions[:collected]
+    assert [finding.hold for finding in recorder.findings] == [*sessions[:LIMIT], other]
+    assert set(recorder.kinds) == {FindingKind.UNCLOSED_SESSION}
     guard.uninstall()
 
 
