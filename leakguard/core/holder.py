@@ -1,4 +1,4 @@
-"""In whose hands a hold is: the task or thread that acquired it, and whether it still runs."""
+"""In whose hands a hold is: who acquired it, a task, strand or thread, and whether it runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from functools import lru_cache
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from leakguard.core.strand import Strand, current_strand, is_running
 from leakguard.core.watch import WATCH
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ LoopRef = weakref.ref[asyncio.AbstractEventLoop]
 
 
 class Holder(Protocol):
-    """A task or thread other than the one that opened the scope."""
+    """A task, strand or thread other than the one that opened the scope."""
 
     def running(self) -> bool:
         """Say whether the work that acquired the hold still runs."""
@@ -65,6 +66,28 @@ class TaskHolder:
         task = self._task()
         if task is not None:
             on_done(task, hold, callback)
+
+
+class StrandHolder:
+    """A task of trio's or a greenlet of gevent's."""
+
+    __slots__ = ("_name", "_work")
+
+    def __init__(self, strand: Strand) -> None:
+        self._work = weakref.ref(strand.work)
+        self._name = strand.name
+
+    def __str__(self) -> str:
+        return self._name
+
+    def running(self) -> bool:
+        """Say whether it has not ended."""
+        work = self._work()
+        return work is not None and is_running(work)
+
+    def on_end(self, hold: Hold, callback: Callback) -> None:
+        """Call it in the watch thread when the coroutine or the greenlet goes."""
+        _on_gone(self._work(), hold, callback)
 
 
 class _Work:
@@ -125,30 +148,30 @@ class ThreadHolder:
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it in the watch thread when the copy of the context goes."""
-        work = self._work()
-        if work is not None:
-            waiting = _waiting.get(work)
-            if waiting is None:
-                waiting = _waiting[work] = _Waiting()
-                weakref.finalize(work, WATCH.post, waiting.tell).atexit = False
-            waiting.add(hold, callback)
+        _on_gone(self._work(), hold, callback)
 
 
 def current_holder(scope: Scope) -> Holder | None:
-    """Name the task or thread that runs now; `None` for the one that has `scope` open."""
+    """Name the task, strand or thread that runs now; `None` for the one that has `scope` open."""
     # The owner is known by its number, which means nothing once the scope has ended.
     owner = scope.owner if scope.closed_at is None else None
     task = current_task()
     if task is not None:
         return None if id(task) == owner else TaskHolder(task)
+    strand = current_strand()
+    if strand is not None:
+        return None if id(strand.work) == owner else StrandHolder(strand)
     thread = threading.get_ident()
     return None if thread == owner else ThreadHolder(_current_work(thread))
 
 
 def current_owner() -> int:
-    """Identify the task, or else the thread, that runs now; valid while it runs."""
+    """Identify the task, strand or else thread that runs now; valid while it runs."""
     task = current_task()
-    return threading.get_ident() if task is None else id(task)
+    if task is not None:
+        return id(task)
+    strand = current_strand()
+    return threading.get_ident() if strand is None else id(strand.work)
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -199,6 +222,16 @@ def on_done(task: AnyTask, hold: Hold, callback: Callback) -> None:
             waiting = _waiting[task] = _Waiting()
             # In a context of its own: it would keep the current one alive.
             task.add_done_callback(waiting.tell, context=Context())
+        waiting.add(hold, callback)
+
+
+def _on_gone(work: object | None, hold: Hold, callback: Callback) -> None:
+    """Call `callback(hold)` in the watch thread when `work` is collected."""
+    if work is not None:
+        waiting = _waiting.get(work)
+        if waiting is None:
+            waiting = _waiting[work] = _Waiting()
+            weakref.finalize(work, WATCH.post, waiting.tell).atexit = False
         waiting.add(hold, callback)
 
 

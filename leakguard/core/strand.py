@@ -1,0 +1,54 @@
+"""Strands: trio's tasks and gevent's greenlets, of which one thread runs many by turns.
+
+Neither library is imported: where nobody else has done so, nothing of it runs.
+"""
+
+from __future__ import annotations
+
+from sys import modules
+from typing import Any, NamedTuple
+
+
+class Strand(NamedTuple):
+    """Work that shares its thread with others, and is no task of asyncio's."""
+
+    work: Any
+    """The coroutine of a task of trio's, or a greenlet. Not to be kept alive."""
+    name: str
+    """What a report calls it."""
+
+
+def current_strand() -> Strand | None:
+    """Give the strand that runs now; `None` outside of trio and of gevent's greenlets."""
+    strand = None
+    if (trio := modules.get("trio.lowlevel")) is not None:
+        strand = _trio_task(trio)
+    if strand is None and (gevent := modules.get("gevent")) is not None:
+        strand = _greenlet(gevent)
+    return strand
+
+
+def is_running(work: Any) -> bool:  # noqa: ANN401  (of a library that need not be installed)
+    """Say whether the work of a strand has not ended."""
+    if hasattr(work, "dead"):
+        return not work.dead
+    return work.cr_frame is not None
+
+
+def _trio_task(trio: Any) -> Strand | None:  # noqa: ANN401  (a module that need not be installed)
+    try:
+        coroutine = trio.current_task().coro
+        return Strand(coroutine, f"task {coroutine.__qualname__!r} of trio")
+    except (AttributeError, RuntimeError):  # still being imported; no run of trio's in this thread
+        return None
+
+
+def _greenlet(gevent: Any) -> Strand | None:  # noqa: ANN401  (a module that need not be installed)
+    try:
+        greenlet = gevent.getcurrent()
+        # The main one of a thread is the thread, and the hub and those of a pool never end.
+        if isinstance(greenlet, gevent.Greenlet):
+            return Strand(greenlet, f"greenlet {greenlet.name!r}")
+    except AttributeError:  # still being imported
+        pass
+    return None

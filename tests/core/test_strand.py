@@ -1,0 +1,165 @@
+"""Trio's tasks and gevent's greenlets are holders, although they share one thread.
+
+Neither library is a dependency of the tests: what is asked of them is imitated, on real coroutines
+and greenlets.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import sys
+from collections.abc import Callable, Generator
+from types import SimpleNamespace, coroutine
+from typing import Any
+
+import pytest
+from greenlet import getcurrent, greenlet
+
+from leakguard import FindingKind
+from leakguard.core.scope import current_scope
+from leakguard.core.strand import current_strand
+from tests.core.fakes import installed, take
+from tests.support import PATIENCE, Recorder
+
+Work = Callable[[Callable[[], None]], None]
+LEAKED, OUTLIVES = FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE
+
+
+@coroutine
+def pause() -> Generator[None, None, None]:
+    """Let others run."""
+    yield
+
+
+class Trio:
+    """Runs one task at a time, each step when the test says so."""
+
+    def __init__(self) -> None:
+        self.running: Any = None
+        self.name = "task 'Trio.start.<locals>.work' of trio"
+
+    def current_task(self) -> Any:
+        """Give the task that runs."""
+        if self.running is None:
+            raise RuntimeError("must be called from async context")
+        return SimpleNamespace(coro=self.running)
+
+    def start(self, before: Callable[[], None], after: Callable[[], None]) -> Callable[[], None]:
+        """Do the first step, and give what does the second."""
+
+        async def work() -> None:
+            before()
+            await pause()
+            after()
+
+        task = [work()]
+        context = contextvars.copy_context()
+
+        def step() -> None:
+            outer, self.running = self.running, task[0]
+            try:
+                context.run(task[0].send, None)
+            except StopIteration:
+                task.clear()
+            finally:
+                self.running = outer
+
+        step()
+        return step
+
+
+class GreenletOfGevent(greenlet):
+    """What `gevent.spawn` starts."""
+
+    name = "Greenlet-0"
+
+
+class Gevent:
+    """Switches between greenlets when the test says so."""
+
+    name = "greenlet 'Greenlet-0'"
+    Greenlet = GreenletOfGevent
+    getcurrent = staticmethod(getcurrent)
+
+    def start(self, before: Callable[[], None], after: Callable[[], None]) -> Callable[[], None]:
+        """Do the first step, and give what does the second."""
+
+        def work() -> None:
+            before()
+            here = getcurrent().parent
+            assert here is not None
+            here.switch()
+            after()
+
+        spawned = GreenletOfGevent(lambda: contextvars.copy_context().run(work))
+        spawned.gr_context = contextvars.copy_context()
+        spawned.switch()
+        return spawned.switch
+
+
+@pytest.fixture(params=["trio.lowlevel", "gevent"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Trio | Gevent:
+    """Give a library that somebody has imported."""
+    library = Trio() if request.param == "trio.lowlevel" else Gevent()
+    monkeypatch.setitem(sys.modules, request.param, library)
+    return library
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_strand_that_outlives_its_scope_is_waited_for(
+    library: Trio | Gevent, recorder: Recorder, returns: bool
+) -> None:
+    """It shares the thread of the one that opened the scope, and is another one all the same."""
+    guard = installed(recorder)
+    taken: list[Any] = []
+
+    def give_back() -> None:
+        hold = taken.pop()
+        if returns:
+            hold.give_back()
+
+    with guard.scope("request") as scope:
+        end = library.start(lambda: taken.append(take(guard, current_scope.get())), give_back)
+        assert taken[0].scope is scope
+    assert recorder.kinds == [OUTLIVES]
+    assert recorder.findings[0].evidence.holder == library.name
+    end()
+    del end
+    gc.collect()
+    if returns:
+        recorder.wait_for(lambda: recorder.resolutions)
+    else:
+        recorder.wait_for(lambda: recorder.kinds == [OUTLIVES, LEAKED])
+    guard.uninstall()
+
+
+def test_the_strand_that_opened_the_scope_is_nobody_else(
+    library: Trio | Gevent, recorder: Recorder
+) -> None:
+    """What it leaves when it ends its scope is lost at once."""
+    guard = installed(recorder, late_after=100 * PATIENCE)
+
+    def request() -> None:
+        with guard.scope("request") as scope:
+            take(guard, scope)
+
+    end = library.start(request, lambda: None)
+    assert recorder.kinds == [LEAKED]
+    end()
+    guard.uninstall()
+
+
+def test_outside_of_its_strands_there_is_none(library: Trio | Gevent) -> None:
+    """The thread's own work is no strand, nor is what shares it in another way."""
+    assert current_strand() is None
+    assert greenlet(current_strand).switch() is None
+
+
+@pytest.mark.parametrize("name", ["trio.lowlevel", "gevent"])
+def test_a_library_that_is_still_being_imported_is_not_asked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may be in the middle of it."""
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    assert current_strand() is None
