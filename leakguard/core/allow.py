@@ -37,6 +37,16 @@ class AllowedBlock:
         self.outer = before
         allowed_block.set(self)
 
+    if not TYPE_CHECKING:  # a type checker says so before
+
+        def __call__(self, function: object) -> None:
+            """Refuse to decorate: around a coroutine function it would exempt nothing."""
+            raise SettingsError(
+                "function",
+                function,
+                f"allow({self.reason!r}) is no decorator: write `with allow(...):` in the function",
+            )
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextvars
+from typing import Any
 
 import pytest
 
-from leakguard import LeakGuardError, allow
+from leakguard import LeakGuardError, SettingsError, allow
 from tests.core.fakes import installed, take
 
 
@@ -59,13 +60,22 @@ def test_blocks_may_end_in_the_order_in_which_they_began() -> None:
 
 
 def test_a_block_is_entered_once() -> None:
-    """And is no decorator, which would exempt nothing of a coroutine function."""
+    """A second entry would lose the block around it."""
     block = allow("streams the export")
     with block:
         pass
     with pytest.raises(LeakGuardError, match=r"'streams the export'.*call allow"), block:
         pass
-    assert not callable(block)
+
+
+def test_a_block_is_no_decorator() -> None:
+    """It would exempt nothing of a coroutine function; the error says what to write."""
+    decorate: Any = allow("streams the export")
+
+    async def export() -> None: ...
+
+    with pytest.raises(SettingsError, match=r"'streams the export'.*with allow\(\.\.\.\):"):
+        decorate(export)
 
 
 def test_work_that_was_started_in_a_block_stays_in_it() -> None:
