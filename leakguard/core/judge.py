@@ -38,7 +38,10 @@ _KNOWN_LIMIT: Final = 1000
 _LATER_LIMIT: Final = 10_000
 """How many sessions are looked at later, at most; of those beyond that nothing is said."""
 _LOOK_AGAIN_AFTER: Final = 1.0
-"""Seconds between looks at work whose end might pass unnoticed: a thread's, a closed loop's."""
+"""Seconds until the first look at work whose end might pass unnoticed: a thread's, a closed loop's.
+From one look to the next it is twice as long."""
+_LONGEST_PAUSE: Final = 60.0
+"""Seconds between two such looks at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +59,8 @@ class _Wait:
     """Whether nothing is waited for any more, whatever the clock says."""
     look_at: float | None = None
     """When the next look is due, by the judge's clock."""
+    pause: float = _LOOK_AGAIN_AFTER
+    """Seconds until the next look at work whose end might pass unnoticed."""
 
 
 class _Unclosed(NamedTuple):
@@ -286,7 +291,7 @@ class Judge:
         """Have the hold judged again when the work that may return it has ended."""
         hold = wait.hold
         self._waits[hold] = wait
-        when = self._clock() + _LOOK_AGAIN_AFTER if wait.until is None else wait.until
+        when = self._clock() + wait.pause if wait.until is None else wait.until
         if wait.look_at is None or when < wait.look_at:
             wait.look_at = when
             self._post_at(when, partial(self._look, wait))
@@ -297,6 +302,7 @@ class Judge:
 
     def _look(self, wait: _Wait) -> None:
         wait.look_at = None
+        wait.pause = min(2 * wait.pause, _LONGEST_PAUSE)
         self._again(wait.hold)
 
     def _again(self, hold: Hold) -> None:

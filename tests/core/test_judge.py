@@ -681,14 +681,16 @@ class Bench:
 
 
 def test_work_whose_end_nobody_tells_is_looked_at_until_it_has_ended() -> None:
-    """Again and again, one look at a time, and announced once."""
+    """One look at a time, less and less often, and announced once."""
     bench = Bench()
     bench.judge.close(bench.scope)
-    for _ in range(3):
+    looked_at: list[float] = []
+    for _ in range(9):
         bench.look()
         assert bench.kinds == [OUTLIVES]
         assert len(bench.looks) == 1
-    assert bench.now == 103.0
+        looked_at.append(bench.now - 100.0)
+    assert looked_at == [1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 123.0, 183.0, 243.0]
     bench.holder.goes_on = False
     bench.look()
     assert bench.kinds == [OUTLIVES, LEAKED]
