@@ -113,8 +113,9 @@ def test_every_fact_is_documented() -> None:
 def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
     """What a noun offers publicly is in the reference."""
     internal: set[str] = {
-        Hold: {"open", "usage", "lost_when_collected", *Hold.__slots__} - {"pool", "scope"},
-        Scope: {"enter", "leave", "failed", "started", *Scope.__slots__}
+        Hold: {"open", "usage", "lost_when_collected", "settle", *Hold.__slots__}
+        - {"pool", "scope"},
+        Scope: {"add", "take_out", "enter", "leave", "failed", "started", *Scope.__slots__}
         - {"type", "status", "cancelled", "exception", "trace_id"},
         CallSite: {"code"},
     }.get(noun, set())
