@@ -27,7 +27,7 @@ from sqlalchemy.pool import SingletonThreadPool
 
 from leakguard import Finding, FindingKind, LeakGuard
 from leakguard.core.watch import WATCH
-from leakguard.sources.sqlalchemy.checkouts import Checkout
+from leakguard.sources.sqlalchemy.checkout import Checkout
 from tests.support import PATIENCE, Recorder, line_marked
 
 QUERY = text("SELECT 1")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from leakguard.exceptions import SettingsError
-from leakguard.sources.sqlalchemy.checkouts import Checkout
+from leakguard.sources.sqlalchemy.checkout import Checkout
 from leakguard.sources.sqlalchemy.pools import ENGINES_ALLOWED, sync_engine
 
 if TYPE_CHECKING:

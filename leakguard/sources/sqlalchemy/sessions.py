@@ -21,7 +21,8 @@ from leakguard.core.hold import SessionHold
 from leakguard.core.holder import current_holder, current_task
 from leakguard.core.scope import current_scope
 from leakguard.sources.patch import Patch
-from leakguard.sources.sqlalchemy.checkouts import Checkout, Checkouts, Listener, report_fault
+from leakguard.sources.sqlalchemy.checkout import Checkout
+from leakguard.sources.sqlalchemy.checkouts import Checkouts, Listener, report_fault
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.guards import Guards
 from leakguard.sources.sqlalchemy.refs import NumberedRef

@@ -1,0 +1,122 @@
+"""A checkout: one connection of an SQLAlchemy pool, and the sessions that use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from leakguard.core.finding import PoolUsage
+from leakguard.core.hold import ConnectionHold, SessionHold
+from leakguard.sources.sqlalchemy.drivers import backend_pid, driver_in_transaction
+from leakguard.sources.sqlalchemy.pools import PoolFacts, pool_fill
+
+if TYPE_CHECKING:
+    from sqlalchemy.pool import PoolProxiedConnection
+
+    from leakguard.core.callsite import CallSite
+    from leakguard.sources.sqlalchemy.refs import NumberedRef
+
+
+class Use(NamedTuple):
+    """The use of a checkout by one of several that share it."""
+
+    session: SessionHold | None
+    """`None` for who took it without a session."""
+    site: CallSite | None
+    """Where that use began."""
+    after_close: bool
+    """Whether the session had been closed before."""
+    again: bool
+    """Whether the session had given a connection back before, by commit or rollback."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its session is known to have the connection still."""
+        return self.session is not None and self.session.in_use
+
+
+class Checkout(ConnectionHold):
+    """A connection of an SQLAlchemy pool."""
+
+    __slots__ = ("detached", "facts", "record", "ref", "uses")
+    ref: NumberedRef[PoolProxiedConnection]
+    facts: PoolFacts
+    record: int
+    """The number of the pool's entry: two checkouts with the same one are one connection. It is 0
+    once that connection has left the pool."""
+    detached: int
+    """The number of the driver's connection once it has left its pool for good, else 0."""
+    uses: tuple[Use, ...]
+    """That of who took it, and those that sessions began meanwhile; empty where there was none."""
+
+    @property
+    def open(self) -> bool:
+        proxy = self.ref()
+        # One that is gone was collected, and the finalizer that says so is yet to run. One that is
+        # detached may be invalidated, which closes nothing; that it is closed is told by an event.
+        if proxy is None or self.detached:
+            return self.released_monotonic is None
+        return proxy.is_valid
+
+    @property
+    def in_transaction(self) -> bool | None:
+        if self.session is not None:
+            return self.session.in_transaction
+        proxy = self.ref()
+        return None if proxy is None else driver_in_transaction(proxy.driver_connection)
+
+    @property
+    def backend_pid(self) -> int | None:
+        proxy = self.ref()
+        return None if proxy is None else backend_pid(proxy.driver_connection)
+
+    @property
+    def usage(self) -> PoolUsage | None:
+        pool = self.facts.ref()
+        if pool is None or self.detached:
+            return None
+        site = self.created_at or self.acquired_at
+        # Not among all that the guard has open: there may be thousands of sessions.
+        out_of_any: list[Checkout] = list(self.facts.out.copy().values())
+        of_pool = [
+            hold
+            for hold in out_of_any
+            if hold.facts is self.facts and self.guard.has(hold) and hold.open
+        ]
+        same_line = sum((hold.created_at or hold.acquired_at) == site for hold in of_pool)
+        out, capacity = pool_fill(pool)
+        if out is not None:  # after a dispose() the old pool counts anew, down from 0
+            out = max(out, sum(not hold.detached for hold in of_pool))
+        return PoolUsage(out, capacity, same_line)
+
+    @property
+    def used_before(self) -> bool:
+        """Whether somebody else has it, too: asked as a session begins to use it."""
+        proxy: Any = self.ref() if self.facts.nests else None
+        return proxy is not None and proxy._counter > 1  # noqa: SLF001  (no public way; tested)
+
+    def use_also(self, session: SessionHold, site: CallSite | None) -> None:
+        """Note that `session` begins to use what somebody else has, too."""
+        first, *others = self.uses or (self._first_use(),)
+        others = [use for use in others if use.goes_on and use.session is not session]
+        mine = Use(session, site, session.times_closed > 0, session.returns > 0)
+        self.uses = (first, *others, mine)
+
+    def settle(self) -> None:
+        """Of several sessions, link the one that still uses it.
+
+        Of somebody without a session no event tells: that is who has it where no session does.
+        """
+        came_back = self.released_monotonic is not None and not self.collected
+        if not self.facts.nests or came_back:
+            return
+        uses = self.uses or (self._first_use(),)
+        nobody = Use(None, uses[0].site, after_close=False, again=False)
+        use = next((use for use in uses if use.goes_on), nobody)
+        self.session, self.site, self.taken_after_close, self.taken_again = use
+
+    def _first_use(self) -> Use:
+        return Use(self.session, self.site, self.taken_after_close, self.taken_again)
+
+    @property
+    def lost_when_collected(self) -> bool:
+        return self.facts.is_async or bool(self.detached)
