@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from leakguard.exceptions import LeakGuardError, SettingsError
 
@@ -37,15 +37,13 @@ class AllowedBlock:
         self.outer = before
         allowed_block.set(self)
 
-    if not TYPE_CHECKING:  # a type checker says so before
-
-        def __call__(self, function: object) -> None:
-            """Refuse to decorate: around a coroutine function it would exempt nothing."""
-            raise SettingsError(
-                "function",
-                function,
-                f"allow({self.reason!r}) is no decorator: write `with allow(...):` in the function",
-            )
+    def __call__(self, function: object) -> NoReturn:
+        """Refuse to decorate: around a coroutine function it would exempt nothing."""
+        raise SettingsError(
+            "function",
+            function,
+            f"allow({self.reason!r}) is no decorator: write `with allow(...):` in the function",
+        )
 
     def __exit__(
         self,

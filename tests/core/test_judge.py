@@ -386,20 +386,27 @@ def test_all_that_is_waited_for_is_judged_when_nobody_is_left(recorder: Recorder
         job = Job(guard, here())
         for going_on in (False, False, True):
             await job.run(going_on=going_on)
+        child = Child(guard)
         async with guard.scope("job") as scope:
             taken, returned = take(guard, scope), take(guard, scope)
             endless = asyncio.create_task(asyncio.Event().wait())
             await settle()
+        async with guard.scope("job"):
+            held = asyncio.create_task(child.work(returns=True))
+            await settle()
         returned.give_back()
-        assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+        assert recorder.kinds == [FindingKind.UNCLOSED_SESSION, OUTLIVES]
         guard.settle()
-        assert recorder.findings[1].hold is taken
+        assert recorder.findings[2].hold is taken
         assert taken.waited is None
         endless.cancel()
+        child.go_on.set()
+        await held
         await job.end()
 
     asyncio.run(main())
-    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION, LEAKED, FindingKind.UNCLOSED_SESSION]
+    unclosed = FindingKind.UNCLOSED_SESSION
+    assert recorder.kinds == [unclosed, OUTLIVES, LEAKED, unclosed]
     guard.uninstall()
 
 
