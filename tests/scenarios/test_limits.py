@@ -150,6 +150,26 @@ def test_a_thread_that_has_it_without_having_taken_it(
     recorder.wait_for(lambda: recorder.resolutions)
 
 
+def test_a_callback_that_has_it_without_having_taken_it(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Whether a callback of the event loop is about to give a connection back.
+
+    What is handed to `call_soon()`, `call_later()` or `add_done_callback()` is no task, and nobody
+    tells what is due: the connection is `leaked` as the request ends, and `resolved` when the
+    callback closes it. A task is waited for; but of trio's tasks and gevent's greenlets only the
+    one that took the connection.
+    """
+
+    async def main() -> None:
+        with guard.scope("request"):
+            asyncio.get_running_loop().call_soon(used(engine).close)
+        assert recorder.kinds[-1] is LEAKED
+        await asyncio.to_thread(recorder.wait_for, lambda: recorder.resolutions)
+
+    asyncio.run(main())
+
+
 def test_a_session_from_before_the_request(
     hasty: LeakGuard, recorder: Recorder, engine: Engine
 ) -> None:
