@@ -192,10 +192,8 @@ def current_task() -> AnyTask | None:
     return None if loop is None else asyncio.current_task(loop)
 
 
-def other_tasks(loop: asyncio.AbstractEventLoop | None) -> list[AnyTask]:
+def other_tasks(loop: asyncio.AbstractEventLoop) -> list[AnyTask]:
     """List the tasks of `loop` that are not done, the current one left out."""
-    if loop is None:
-        return []
     current = current_task()
     return [task for task in asyncio.all_tasks(loop) if task is not current]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -17,24 +18,19 @@ from leakguard.core.holder import (
     LoopRef,
     loop_ref,
     on_done,
-    other_tasks,
     running_loop,
 )
-from leakguard.core.scope import Scope, Tally, running_scopes
+from leakguard.core.looks import Looks
+from leakguard.core.scope import Scope, Tally
 from leakguard.core.verdict import Fate, Standing, Verdict, judge
 from leakguard.core.watch import WATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from asyncio import AbstractEventLoop
 
-    from leakguard.core.callsite import CallSite
     from leakguard.core.hold import Hold
     from leakguard.core.holder import Holder
 
-_MANY_TASKS: Final = 100
-"""More than these are not looked at for a mere notice, request by request: about 0.1 ms."""
-_KNOWN_LIMIT: Final = 1000
-"""Of how many lines it is remembered that they leave sessions open."""
 _LATER_LIMIT: Final = 10_000
 """How many sessions are looked at later, at most; of those beyond that nothing is said."""
 _LOOK_AGAIN_AFTER: Final = 1.0
@@ -42,6 +38,10 @@ _LOOK_AGAIN_AFTER: Final = 1.0
 From one look to the next it is twice as long."""
 _LONGEST_PAUSE: Final = 60.0
 """Seconds between two such looks at most."""
+
+
+_Scopes = Callable[["AbstractEventLoop"], set[Scope]]
+"""Gives the scopes whose tasks run in a loop, with one look however often it is asked."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +59,8 @@ class _Wait:
     """Whether nothing is waited for any more, whatever the clock says."""
     look_at: float | None = None
     """When the next look is due, by the judge's clock."""
+    postponed: bool = False
+    """Whether it waits for the next look at the tasks, which is for all who wait for it."""
     pause: float = _LOOK_AGAIN_AFTER
     """Seconds until the next look at work whose end might pass unnoticed."""
 
@@ -71,25 +73,6 @@ class _Unclosed(NamedTuple):
     loop: LoopRef | None
     look_at: float
     """When there has been time enough to close it, by the judge's clock."""
-
-
-class _Others:
-    """Whether other tasks of a scope still run: looked up when first asked, for all its holds."""
-
-    def __init__(self, scope: Scope) -> None:
-        self._scope = scope
-        self.running: bool | None = None
-        """`None`: nobody has asked."""
-        self.looked_at = 0
-        """How many tasks there were."""
-
-    def look(self) -> bool:
-        """Go through the tasks of the loop, however many there are."""
-        if self.running is None:
-            tasks = other_tasks(running_loop())
-            self.looked_at = len(tasks)
-            self.running = any(map(self._scope.started, tasks))
-        return self.running
 
 
 class Judge:
@@ -113,12 +96,12 @@ class Judge:
         self._post_at = post_at
         self._clock = clock
         self._waits: dict[Hold, _Wait] = {}
-        self._known: dict[CallSite | None, None] = {}
-        """Where sessions were constructed that were open at the end of their scopes, and the loop
-        had many tasks. To look at every one of them would cost every such request a lot: from the
-        second on those sessions are looked at together, later."""
-        self._later: deque[_Unclosed] = deque()
+        self._looks = Looks(clock)
         self._look_planned = False
+        """Whether there will be a look for those that are postponed."""
+        self._later: deque[_Unclosed] = deque()
+        self._later_planned = False
+        """Whether there will be a look for the sessions that are looked at later."""
 
     def close(self, scope: Scope) -> None:
         """Judge everything that `scope` still has; it has been marked closed."""
@@ -128,10 +111,10 @@ class Judge:
                 _apart(partial(self._close_connection, scope, hold))
         self.tell_notable(scope)
         # Last, because it depends on what became of their connections.
-        others = _Others(scope)
+        scopes = cache(self._looks.scopes)
         for hold in holds:
             if isinstance(hold, SessionHold):
-                _apart(partial(self._close_session, scope, hold, others))
+                _apart(partial(self._close_session, scope, hold, scopes))
 
     def tell_notable(self, scope: Scope) -> None:
         """Tell what there is to say about connections of the scope that came back."""
@@ -157,8 +140,9 @@ class Judge:
 
     def settle(self) -> None:
         """Judge at once what is waited for, as after the wait: nobody will be there by then."""
+        scopes = cache(self._looks.scopes)
         for wait in self._waits.copy().values():
-            _apart(partial(self._settle, wait))
+            _apart(partial(self._settle, wait, scopes))
         _apart(partial(self._judge_sessions, inf))
 
     def forget(self) -> None:
@@ -166,7 +150,7 @@ class Judge:
         self._waits.clear()
         self._later.clear()
         # The watch of whoever planned it may have gone, with the last guard or at a fork.
-        self._look_planned = False
+        self._look_planned = self._later_planned = False
 
     def _close_connection(self, scope: Scope, hold: ConnectionHold) -> None:
         hold.settle()
@@ -183,7 +167,7 @@ class Judge:
                 session.connection_lost = True
             self._decide(_Wait(hold, scope, loop_ref()))
 
-    def _close_session(self, scope: Scope, hold: SessionHold, others: _Others) -> None:
+    def _close_session(self, scope: Scope, hold: SessionHold, scopes: _Scopes) -> None:
         if hold.allowed is not None or not (hold.collected or hold.open):
             return
         holder_running = hold.holder is not None and hold.holder.running()
@@ -191,12 +175,10 @@ class Judge:
         # there is nothing more to say.
         if hold.connection_lost or holder_running or hold.collected:
             self._judge_session(scope, hold, holder_running=holder_running, others_running=False)
-        elif hold.site in self._known and others.running is None:
+        elif (loop := running_loop()) is not None and self._looks.dear:
             self._look_later_at(scope, hold)
         else:
-            running = others.look()
-            if others.looked_at > _MANY_TASKS and len(self._known) < _KNOWN_LIMIT:
-                self._known[hold.site] = None
+            running = loop is not None and scope in scopes(loop)
             self._judge_session(scope, hold, holder_running=False, others_running=running)
 
     def _judge_session(
@@ -221,19 +203,19 @@ class Judge:
             self._plan_look()
 
     def _plan_look(self) -> None:
-        later = next(iter(self._later.copy()), None)
-        if later is not None and not self._look_planned:
-            self._look_planned = True
-            self._post_at(later.look_at, self._look_at_sessions)
+        later = None if self._later_planned else next(iter(self._later.copy()), None)
+        if later is not None:
+            self._later_planned = True
+            self._post_at(max(later.look_at, self._looks.next_at), self._look_at_sessions)
 
     def _look_at_sessions(self) -> None:
         """Judge the sessions whose time has come, with one look at the tasks of each loop."""
-        self._look_planned = False
+        self._later_planned = False
         self._judge_sessions(self._clock())
         self._plan_look()
 
     def _judge_sessions(self, now: float) -> None:
-        scopes = cache(running_scopes)
+        scopes = cache(self._looks.scopes)
         while unclosed := self._take_unclosed(now):
             hold, scope, ref, _ = unclosed
             loop = None if ref is None else ref()
@@ -243,11 +225,11 @@ class Judge:
                 judge_it = partial(self._judge_session, scope, hold, holder_running=holder)
                 _apart(partial(judge_it, others_running=others))
 
-    def _settle(self, wait: _Wait) -> None:
+    def _settle(self, wait: _Wait, scopes: _Scopes) -> None:
         # Of what is in the hands of work that runs it has been said that it outlives its scope.
         if wait.hold.collected or _running_holder(wait.hold) is None:
             wait.over = True
-            self._again(wait.hold)
+            self._again(wait.hold, scopes)
 
     def _take_unclosed(self, now: float) -> _Unclosed | None:
         """Take out the first session if its time has come; another thread may be at it, too."""
@@ -256,16 +238,58 @@ class Judge:
                 return self._later.popleft()
         return None
 
-    def _decide(self, wait: _Wait) -> None:
-        """Judge a hold that was out when its scope ended."""
+    def _decide(self, wait: _Wait, scopes: _Scopes | None = None) -> None:
+        """Judge a hold that was out when its scope ended, or have that done with others.
+
+        `scopes` gives those whose tasks run, where somebody looks for all.
+        """
         hold = wait.hold
+        if hold.allowed is not None:  # nothing will be said of it
+            return
         running = None if hold.collected else _running_holder(hold)
-        hold.outlived_by = hold.outlived_by if running is None else str(running)
         settled = running is not None or hold.collected
-        others = [] if settled else _running(wait.scope, wait.loop)
+        loop = None if settled or wait.loop is None else wait.loop()
+        tasks: list[AnyTask] = []
+        if loop is None:
+            others = False
+        elif scopes is not None:
+            others = wait.scope in scopes(loop)
+        elif self._looks.dear:
+            self._postpone(wait)
+            return
+        else:
+            tasks = self._looks.started(wait.scope, loop)
+            others = bool(tasks)
         # Whoever constructed the session before the scope began may be around it, as an outer
         # middleware is, and be about to close it.
-        expected = bool(others) or (hold.session_from_outside and not settled)
+        expected = others or (hold.session_from_outside and not settled)
+        self._give_verdict(wait, running, expected=expected)
+        if hold in self._waits:
+            for task in tasks:
+                on_done(task, hold, self._again)
+
+    def _postpone(self, wait: _Wait) -> None:
+        """Have the hold judged after the next look at the tasks, with all that wait for it."""
+        if wait.until is None:
+            wait.until = self._clock() + self._late_after
+        wait.postponed = True
+        self._waits[wait.hold] = wait
+        if not self._look_planned:
+            self._look_planned = True
+            self._post_at(self._looks.next_at, self._look_for_all)
+
+    def _look_for_all(self) -> None:
+        self._look_planned = False
+        scopes = cache(self._looks.scopes)
+        for wait in self._waits.copy().values():
+            if wait.postponed:
+                wait.postponed = False
+                _apart(partial(self._again, wait.hold, scopes))
+
+    def _give_verdict(self, wait: _Wait, running: Holder | None, *, expected: bool) -> None:
+        """Judge by whether the holder runs, or somebody else is expected to return the hold."""
+        hold = wait.hold
+        hold.outlived_by = hold.outlived_by if running is None else str(running)
         now = self._clock()
         if expected and wait.until is None:
             wait.until = now + self._late_after
@@ -284,10 +308,10 @@ class Judge:
         if not (verdict.wait and wait.announced):
             wait.announced = True
             self._found(hold, verdict)
-        if verdict.wait and hold.allowed is None:  # of those nothing will be said
-            self._wait(wait, others)
+        if verdict.wait:
+            self._wait(wait)
 
-    def _wait(self, wait: _Wait, others: list[AnyTask]) -> None:
+    def _wait(self, wait: _Wait) -> None:
         """Have the hold judged again when the work that may return it has ended."""
         hold = wait.hold
         self._waits[hold] = wait
@@ -297,21 +321,19 @@ class Judge:
             self._post_at(when, partial(self._look, wait))
         for holder in hold.holders:
             holder.on_end(hold, self._again)
-        for task in others:
-            on_done(task, hold, self._again)
 
     def _look(self, wait: _Wait) -> None:
         wait.look_at = None
         wait.pause = min(2 * wait.pause, _LONGEST_PAUSE)
         self._again(wait.hold)
 
-    def _again(self, hold: Hold) -> None:
+    def _again(self, hold: Hold, scopes: _Scopes | None = None) -> None:
         # Taking it out is atomic: where the loop and the watch come at once, one of them decides.
         wait = self._waits.pop(hold, None)
         if wait is None or _came_back(hold):
             return
         if hold.collected or hold.open:
-            self._decide(wait)
+            self._decide(wait, scopes)
         else:
             self._gone(hold)
 
@@ -341,12 +363,6 @@ def _take_all(scope: Scope) -> list[Hold]:
     """Take the holds out of the scope, each unless somebody returns it at this moment."""
     holds = list(scope.open_holds.copy())
     return [hold for hold in holds if scope.take_out(hold)]
-
-
-def _running(scope: Scope, ref: LoopRef | None) -> list[AnyTask]:
-    """List the tasks of a loop that `scope` started and that still run."""
-    tasks = other_tasks(None if ref is None else ref())
-    return [task for task in tasks if scope.started(task)]
 
 
 def _standing(

@@ -23,8 +23,8 @@ class Observer:
 
     The methods are called where things happen, in the request's own task or thread, and must
     not block. `resolved` is called in a thread of leakguard's own. So are `found` and `released`
-    where only the garbage collector noticed, or where a wait reached its end; where a verdict
-    waited for a task, `found` is called on that task's event loop.
+    where only the garbage collector noticed, where a wait reached its end, or where the loop has
+    many tasks; where a verdict waited for a task, `found` is called on that task's event loop.
     An observer that raises is logged once and is not called again; the request never notices.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, all_tasks
 from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -11,6 +10,7 @@ from leakguard.core.hold import take_out
 from leakguard.core.holder import context_of, current_owner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import CodeType
 
     from leakguard.core.callsite import CallSite, Opener
@@ -229,10 +229,10 @@ class Scope:
         return f"<Scope {self.type} {self.name!r}>"
 
 
-def running_scopes(loop: AbstractEventLoop) -> set[Scope]:
-    """Give the scopes from within which tasks of `loop` were started that still run."""
+def scopes_of(tasks: Iterable[AnyTask]) -> set[Scope]:
+    """Give the scopes from within which `tasks` were started."""
     scopes: set[Scope] = set()
-    for task in all_tasks(loop):
+    for task in tasks:
         context = context_of(task)
         scope = None if context is None else context.get(current_scope)
         while scope is not None:

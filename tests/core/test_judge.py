@@ -7,7 +7,8 @@ import contextvars
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -17,6 +18,7 @@ from leakguard.core.hold import SessionHold
 from leakguard.core.holder import other_tasks
 from leakguard.core.judge import Judge
 from leakguard.core.scope import current_scope
+from leakguard.core.watch import WATCH
 from tests.core.fakes import (
     FakeConnection,
     FakeSession,
@@ -28,6 +30,7 @@ from tests.core.fakes import (
     take,
 )
 from tests.support import PATIENCE, Recorder
+from tests.support import settle as settle_watch
 
 LEAKED = FindingKind.LEAKED
 OUTLIVES = FindingKind.OUTLIVES_SCOPE
@@ -470,25 +473,105 @@ class Job:
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have any number of tasks count as many."""
-    monkeypatch.setattr("leakguard.core.judge._MANY_TASKS", -1)
+    monkeypatch.setattr("leakguard.core.looks.MANY", -1)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Give a list of the loops whose tasks are looked at."""
+    loops: list[object] = []
+
+    def look(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[object]]:
+        loops.append(loop)
+        return other_tasks(loop)
+
+    monkeypatch.setattr("leakguard.core.looks.other_tasks", look)
+    return loops
+
+
+@contextmanager
+def busy(guard: Guard) -> Generator[None, None, None]:
+    """Keep the watch at work on something else."""
+    go_on = threading.Event()
+
+    def wait() -> None:
+        go_on.wait(PATIENCE)
+
+    take(guard)  # it starts the thread
+    WATCH.post(wait)
+    yield
+    go_on.set()
 
 
 def test_the_tasks_are_looked_at_once_for_all_sessions_of_a_scope(
-    guard: Guard, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    guard: Guard, recorder: Recorder, looks: list[object]
 ) -> None:
     """However many of them are open."""
-    looks: list[object] = []
 
-    def look(loop: asyncio.AbstractEventLoop | None) -> list[asyncio.Task[object]]:
-        looks.append(loop)
-        return other_tasks(loop)
+    async def main() -> None:
+        with guard.scope("job") as scope:
+            for _ in range(3):
+                construct(guard, scope)
 
-    monkeypatch.setattr("leakguard.core.judge.other_tasks", look)
-    with guard.scope("job") as scope:
-        for _ in range(3):
-            construct(guard, scope)
+    asyncio.run(main())
     assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * 3
-    assert looks == [None]
+    assert len(looks) == 1
+
+
+@pytest.mark.usefixtures("many_tasks")
+def test_where_there_are_many_tasks_one_look_decides_for_all(
+    guard: Guard, recorder: Recorder, looks: list[object]
+) -> None:
+    """Nothing is looked at for those that are given back by then, or wait for something else."""
+
+    def wait_for_something_else() -> None:
+        with guard.scope("in a thread") as scope:
+            take(guard, scope).by_older_session = True
+
+    async def main() -> None:
+        await asyncio.to_thread(wait_for_something_else)
+        with guard.scope("first") as scope:
+            first = take(guard, scope)
+        assert [finding.hold for finding in recorder.findings] == [first]
+        assert len(looks) == 1
+        with busy(guard):
+            for _ in range(3):
+                with guard.scope("healthy") as scope:
+                    hold = take(guard, scope)
+                assert hold in guard._judge._waits  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # it is waited for
+                hold.give_back()
+        await asyncio.to_thread(settle_watch)
+        assert len(looks) == 1
+        with busy(guard):
+            for _ in range(3):
+                with guard.scope("leaky") as scope:
+                    take(guard, scope)
+            assert len(recorder.findings) == 1
+        await asyncio.to_thread(recorder.wait_for, lambda: len(recorder.findings) == 4)
+        assert len(looks) == 2
+
+    asyncio.run(main())
+    assert recorder.kinds == [LEAKED] * 4
+
+
+@pytest.mark.usefixtures("many_tasks")
+def test_where_there_are_many_tasks_other_work_is_waited_for(
+    hasty: Guard, recorder: Recorder
+) -> None:
+    """As where there are few: no longer than `late_after`."""
+
+    async def main() -> None:
+        with hasty.scope("first") as scope:
+            take(hasty, scope)
+        with hasty.scope("job") as scope:
+            hold = take(hasty, scope)
+            endless = asyncio.create_task(asyncio.Event().wait())
+        await asyncio.to_thread(recorder.wait_for, lambda: len(recorder.findings) == 2)
+        assert hold.waited == 0.01
+        endless.cancel()
+
+    asyncio.run(main())
+    assert recorder.kinds == [LEAKED] * 2
 
 
 def test_few_tasks_are_looked_at_each_time(guard: Guard, recorder: Recorder) -> None:
@@ -598,17 +681,6 @@ def test_after_forgetting_sessions_are_looked_at_as_ever() -> None:
     assert bench.looks == []
 
 
-@pytest.mark.usefixtures("many_tasks")
-def test_the_lines_that_are_known_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond it the tasks are looked at each time, which is right and slow."""
-    monkeypatch.setattr("leakguard.core.judge._KNOWN_LIMIT", 0)
-    bench = Bench()
-    for _ in range(2):
-        bench.end_with_sessions()
-    assert bench.kinds == [FindingKind.UNCLOSED_SESSION] * 2
-    assert bench.looks == []
-
-
 @pytest.mark.parametrize("going_on", [True, False])
 def test_a_session_that_was_collected_can_be_closed_by_nobody(
     guard: Guard, recorder: Recorder, going_on: bool
@@ -676,8 +748,12 @@ class Bench:
         for session in sessions:
             session.holder = None
         self.scope.open_holds = dict.fromkeys(sessions)
-        self.judge.close(self.scope)
+        asyncio.run(self.close())
         return sessions
+
+    async def close(self) -> None:
+        """End the scope in a loop."""
+        self.judge.close(self.scope)
 
     def look(self) -> None:
         """Do what is due next."""
