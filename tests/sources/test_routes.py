@@ -89,9 +89,11 @@ class PassThrough:
 
 def request(app: Any, path: str, kind: str = "http", **asgi: Any) -> None:
     """Call `app` the way a server does."""
+    first = "websocket.connect" if kind == "websocket" else "http.request"
+    messages = iter([first])
 
     async def receive() -> dict[str, Any]:
-        return {"type": "websocket.connect" if kind == "websocket" else "http.request"}
+        return {"type": next(messages, f"{kind}.disconnect")}
 
     async def send(message: Any) -> None:
         pass
