@@ -55,6 +55,9 @@ def bind(port: int) -> socket.socket:
 def serving(app: Any, listener: socket.socket) -> Generator[None]:  # noqa: ANN401  (any ASGI application)
     """Serve `app` in a thread while the block runs."""
     config = uvicorn.Config(app, log_config=None, lifespan="off")
+    # Here and not in the thread: with both of them importing when a signal came, it has hung once,
+    # each at the import lock of CPython 3.11.
+    config.load()
     # The errors of the applications are part of the plan: no traceback between the tables.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     server = uvicorn.Server(config)
