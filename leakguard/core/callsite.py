@@ -150,7 +150,7 @@ def capture(  # noqa: C901  (one loop: it runs at every checkout, and a call cos
                     if third_party is None:
                         third_party = (code, frame.f_lasti)
                     if opener is not None and not found and opener == (id(frame), code):
-                        return _site(found, third_party)
+                        return CallSite((third_party,))
             frame = frame.f_back
         if further is None:
             further = iter(segments())

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType
-from typing import Final, cast
+from typing import Final, TypeGuard, cast
 
 from leakguard.core.faults import FAULTS
 from leakguard.core.finding import FindingKind, Hint
@@ -68,7 +68,7 @@ def diagnose(case: Case) -> Hint:
     return _GENERIC_FIXES[case.kind](case) if hint is None else hint
 
 
-def is_generator(code: CodeType | None) -> bool:
+def is_generator(code: CodeType | None) -> TypeGuard[CodeType]:
     """Say whether calling the function makes a generator, sync or async: a dependency's form."""
     return code is not None and bool(
         code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
@@ -82,16 +82,17 @@ def is_async(code: CodeType | None) -> bool:
     )
 
 
-def _name(code: CodeType | None) -> str:
+def _name(code: CodeType) -> str:
     # Of a method with its class: `__init__` alone says little.
-    return "the function" if code is None else code.co_qualname.rpartition("<locals>.")[2]
+    return code.co_qualname.rpartition("<locals>.")[2]
 
 
 def _used_after_close(case: Case) -> Hint | None:
     if not case.taken_after_close:
         return None
-    function = _name(case.constructor)
-    if is_generator(case.constructor) and case.closed_by is case.constructor:
+    constructor = case.constructor
+    if is_generator(constructor) and case.closed_by is constructor:
+        function = _name(constructor)
         return Hint(
             f"the session was used after {function} had closed it: Python runs the clean-up of a "
             f"generator that nobody keeps at once, as in db = next({function}()), and a closed "
@@ -120,8 +121,10 @@ def _skipped_by_exception(case: Case) -> Hint | None:
     # answers with a status of its own, such as FastAPI's HTTPException.
     failed = case.exception is not None or (case.status or 0) >= _FIRST_ERROR_STATUS
     constructor = case.constructor
+    if not failed or constructor is None:
+        return None
     close = _close_of_yielded(constructor)
-    if not failed or close is None or _closes_on_exception(constructor):
+    if close is None or _closes_on_exception(constructor):
         return None
     how = ", so an exception skips it"
     if not _has_block(constructor):
@@ -194,7 +197,7 @@ def _might_close(code: CodeType | None) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _close_of_yielded(code: CodeType | None) -> str | None:
+def _close_of_yielded(code: CodeType) -> str | None:
     """Name the method by which a generator closes what it yields; `None` where it does not.
 
     By the names of variables and attributes: a `close` or `remove` of something else is another
@@ -203,7 +206,7 @@ def _close_of_yielded(code: CodeType | None) -> str | None:
     yielded: set[str] = set()
     closed: dict[str, str] = {}
     loaded: str | None = None
-    for instruction in dis.get_instructions(code) if code is not None else ():
+    for instruction in dis.get_instructions(code):
         name, argument = instruction.opname, instruction.argval
         if name == "YIELD_VALUE" and loaded is not None:
             yielded.add(loaded)
@@ -235,10 +238,10 @@ def _has_block(code: CodeType | None) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _closes_on_exception(code: CodeType | None) -> bool:
+def _closes_on_exception(code: CodeType) -> bool:
     """Say whether a handler of the function closes something: that of `with`, or of `finally`."""
     handling = False
-    for instruction in dis.get_instructions(code) if code is not None else ():
+    for instruction in dis.get_instructions(code):
         if instruction.opname in _HANDLER_BOUNDS:
             handling = instruction.opname == "PUSH_EXC_INFO"
         elif handling and (
