@@ -59,6 +59,33 @@ def test_blocks_may_end_in_the_order_in_which_they_began() -> None:
     guard.uninstall()
 
 
+@pytest.mark.parametrize(
+    "order, after", [((1, 2), "0"), ((0, 1, 2), None)], ids=["two of three", "all three"]
+)
+def test_a_block_that_ends_after_those_around_it_ends_their_reasons_too(
+    order: tuple[int, ...], after: str | None
+) -> None:
+    """What is in force then is the reason of the nearest block that has not ended."""
+    guard = installed()
+    blocks = [allow(str(number)) for number in range(3)]
+    for block in blocks:
+        block.__enter__()
+    for number in order:
+        blocks[number].__exit__(None, None, None)
+    assert take(guard).allowed == after
+    blocks[0].__exit__(None, None, None)
+    guard.uninstall()
+
+
+def test_leaving_a_block_that_was_not_entered_is_nothing() -> None:
+    """There is no reason to end."""
+    guard = installed()
+    with allow("streams the export"):
+        allow("something else").__exit__(None, None, None)
+        assert take(guard).allowed == "streams the export"
+    guard.uninstall()
+
+
 def test_a_block_is_entered_once() -> None:
     """A second entry would lose the block around it."""
     block = allow("streams the export")
@@ -74,8 +101,13 @@ def test_a_block_is_no_decorator() -> None:
 
     async def export() -> None: ...
 
-    with pytest.raises(SettingsError, match=r"'streams the export'.*with allow\(\.\.\.\):"):
+    with pytest.raises(SettingsError) as raised:
         decorate(export)
+    assert str(raised.value) == (
+        f"function={export!r} is not allowed: allow('streams the export') is no decorator: "
+        "write `with allow(...):` in the function"
+    )
+    assert raised.value.value is export
 
 
 def test_work_that_was_started_in_a_block_stays_in_it() -> None:

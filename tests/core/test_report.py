@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from leakguard import Finding, FindingKind
+from leakguard import Finding, FindingKind, Scope
 from leakguard.core.finding import Evidence, Hint, PoolUsage
 from leakguard.core.report import (
     advice,
@@ -21,6 +21,7 @@ from leakguard.core.report import (
     shorten,
     to_dict,
 )
+from leakguard.core.scope import NO_EVENTS
 from tests.core.fakes import (
     FakeConnection,
     construct,
@@ -79,7 +80,7 @@ def test_the_whole_report() -> None:
     )
 
 
-def test_a_report_with_little_to_say() -> None:
+def test_a_report_with_little_to_say(caplog: pytest.LogCaptureFixture) -> None:
     """What is not known is not mentioned."""
     one = finding(evidence=Evidence(held_for=70.0, idle_for=None, in_transaction=False))
     assert one.hold is not None
@@ -102,6 +103,52 @@ def test_a_report_with_little_to_say() -> None:
         "  seen              for the first time [c0ffee]\n"
         "  resolved          given back 2.0 s later"
     )
+    assert caplog.records == []
+
+
+def test_what_is_seldom_known_is_said_where_it_is() -> None:
+    """Where the other connection came from, and for how long somebody was waited for."""
+    one = finding(evidence=Evidence(held_for=2.0, idle_for=None, waited=1.0))
+    assert isinstance(one.hold, FakeConnection)
+    one.hold.beside = site_at("app/audit.py", 3, "audit")
+    text = render(one)
+    assert "\n  already held      app/audit.py:3 in audit\n" in text
+    assert "\n  state             held 2.0 s, waited 1.0 s for somebody to give it back\n" in text
+    assert to_dict(one)["already_held"] == "app/audit.py:3 in audit"
+    assert to_dict(finding())["already_held"] is None
+
+
+@pytest.mark.parametrize(
+    "usage, words",
+    [
+        (PoolUsage(14, 15, 11), "14 of 15 out, 11 of them from app/db.py:12 in get_db"),
+        (PoolUsage(14, None, 11), "14 of unlimited out, 11 of them from app/db.py:12 in get_db"),
+        (
+            PoolUsage(None, None, 11),
+            "its class does not count connections, 11 known to be out from app/db.py:12 in get_db",
+        ),
+    ],
+)
+def test_how_full_the_pool_is_is_said(usage: PoolUsage, words: str) -> None:
+    """As far as its class knows."""
+    one = finding()
+    one.usage = usage
+    assert f"\n  pool              {words}\n" in render(one)
+
+
+def test_work_that_went_on_is_told_from_its_scope() -> None:
+    """What took a connection after the scope's end is not the scope, which did nothing wrong."""
+    one = finding()
+    assert one.hold is not None
+    assert one.scope is not None
+    assert one.scope.closed_at is not None
+    one.hold.acquired_monotonic = one.scope.closed_at + 0.001
+    assert headline(one) == (
+        "leaked: work started by GET /items/{item_id} (500 in 12 ms) did not give back "
+        'a connection of pool "main"'
+    )
+    one.scope.closed_at = None
+    assert headline(one).startswith("leaked: GET /items/{item_id} (500 in ")
 
 
 def test_a_path_is_no_pattern() -> None:
@@ -128,18 +175,22 @@ def test_a_finding_on_a_session_has_no_connection_to_describe() -> None:
     assert "state" not in text
 
 
-def test_a_finding_on_a_pool_has_no_hold_to_describe() -> None:
+def test_a_finding_on_a_pool_has_no_hold_to_describe(caplog: pytest.LogCaptureFixture) -> None:
     """Only the pool's own facts."""
     one = finding()
     one.hold = None
     text = render(one)
     assert "created" not in text
     assert "  pool              14 of 15 out\n" in text
-    assert "from an unknown line" in resolution(one)
+    one.resolution = "given back 2.0 s later"
+    assert resolution(one) == (
+        "resolved: given back 2.0 s later from an unknown line, GET /items/{item_id} (500 in 12 ms)"
+    )
     one.usage = None
     one.first_scope = None
     assert "  pool  " not in render(one)
     assert "37 times since 10:02:11 [c0ffee]" in render(one)
+    assert caplog.records == []
 
 
 HEADLINES = {
@@ -213,19 +264,22 @@ def test_further_occurrences_are_one_line() -> None:
         "last in GET /items/{item_id} (500 in 12 ms) [c0ffee]"
     )
     assert repetition(one, 9).startswith("leaked: 9 more times from ")
+    one.pool = None  # as of a session
+    assert " more time from app/db.py:12 in get_db, 37 since 10:02:11, " in repetition(one, 1)
 
 
 @pytest.mark.parametrize(
     "collected, lost, words",
     [
         (False, False, "given back"),
+        (False, True, "given back"),
         (True, False, "given back by the garbage collector"),
         (True, True, "thrown away by the garbage collector"),
     ],
 )
 def test_a_return_is_described(collected: bool, lost: bool, words: str) -> None:
     """How it came back, how long after its finding, and how long it was out."""
-    one = finding()
+    one = finding(evidence=Evidence(held_for=1.0, idle_for=None))
     hold = one.hold
     assert hold is not None
     hold.collected = collected
@@ -234,11 +288,12 @@ def test_a_return_is_described(collected: bool, lost: bool, words: str) -> None:
     assert isinstance(hold, FakeConnection)
     hold.is_lost_when_collected = lost
     one.resolution = describe_return(one, hold)
-    assert one.resolution == f"{words} 3.2 s later, after 3.2 s out"
+    assert one.resolution == f"{words} 2.2 s later, after 3.2 s out"
     assert resolution(one) == (
-        f"resolved: {words} 3.2 s later, after 3.2 s out from app/db.py:12 in get_db, "
+        f"resolved: {words} 2.2 s later, after 3.2 s out from app/db.py:12 in get_db, "
         "GET /items/{item_id} (500 in 12 ms)"
     )
+    assert resolution(one, 3) == resolution(one) + ", and 3 more like it"
 
 
 def test_advice_is_short() -> None:
@@ -249,7 +304,7 @@ def test_advice_is_short() -> None:
         "  fix: close it",
     ]
     one.hint = Hint(None, "close it")
-    assert advice(one).splitlines()[1:] == ["  fix: close it"]
+    assert advice(one) == f"{headline(one)}\n  fix: close it"
 
 
 def test_the_facts_are_ready_for_json() -> None:
@@ -258,6 +313,7 @@ def test_the_facts_are_ready_for_json() -> None:
     assert facts["kind"] == "leaked"
     assert facts["severity"] == "error"
     assert facts["created_at"]["line"] == 12
+    assert facts["created_at"]["function"] == "get_db"
     assert facts["acquired_at"]["frames"] == [
         {"file": facts["acquired_at"]["file"], "line": 41, "function": "read_item"}
     ]
@@ -287,7 +343,15 @@ def test_a_real_finding_can_be_read() -> None:
 
 @pytest.mark.parametrize(
     "value, words",
-    [(0.0004, "0 ms"), (0.0126, "13 ms"), (1, "1.0 s"), (119.94, "119.9 s"), (250, "4 min 10 s")],
+    [
+        (0.0004, "0 ms"),
+        (0.0126, "13 ms"),
+        (0.9994, "999 ms"),
+        (1, "1.0 s"),
+        (119.94, "119.9 s"),
+        (120, "2 min 0 s"),
+        (250, "4 min 10 s"),
+    ],
 )
 def test_durations_read_well(value: float, words: str) -> None:
     """In the unit that a person would use."""
@@ -297,6 +361,7 @@ def test_durations_read_well(value: float, words: str) -> None:
 def test_statements_are_one_line_of_bounded_length() -> None:
     """However long the query."""
     assert shorten("SELECT 1\n\tFROM t") == "SELECT 1 FROM t"
+    assert shorten("x" * 200) == "x" * 200
     assert len(shorten("x" * 1000)) == 200
     assert shorten("x" * 1000).endswith("…")
 
@@ -324,5 +389,30 @@ def test_a_fact_that_cannot_be_told_takes_no_other_with_it(
         facts = to_dict(one)
         assert facts["statement"] is None
         assert facts["acquired_at"]["line"] == 41
-    places = {record.getMessage().split(" raised ")[0] for record in caplog.records}
-    assert len(caplog.records) == len(places) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        (
+            "leakguard's report, at 'statement', raised RuntimeError; "
+            "the application is not affected. The rest of the report is told."
+        )
+    ]
+    assert caplog.records[0].exc_info is not None
+
+
+class Nameless(Scope):
+    """A scope whose source cannot tell its name."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        raise RuntimeError("no answer")
+
+
+def test_a_scope_that_cannot_be_told_is_said_to_be_one(caplog: pytest.LogCaptureFixture) -> None:
+    """What happened is said all the same."""
+    one = finding()
+    one.scope = Nameless(make_guard(), "", "http", NO_EVENTS)
+    assert headline(one) == (
+        'leaked: a scope that cannot be told did not give back a connection of pool "main"'
+    )
+    assert caplog.records[0].getMessage().startswith("leakguard's report, at 'scope', raised ")

@@ -52,61 +52,108 @@ class AsyncObserver(Observer):
         """Send it somewhere."""
 
 
+MODES = "must be one of 'off', 'production', 'development', 'testing'"
+SECONDS = "must be a number of seconds"
+FINITE = "must be a finite number of seconds, 0 or more"
+COUNT = "must be a whole number, 1 or more"
+FLAG = "must be True or False"
+OBSERVERS = "must be a list of Observer instances, or None for the default ones"
+PREDICATES = "must be a list of functions that take a finding and say whether to drop it"
+ENGINES = "must be a list of at least one engine, or None for all"
+DEF = "must be def, neither async def nor a generator"
+
 BAD: list[tuple[str, object, str]] = [
-    ("mode", "prod", "'off', 'production', 'development', 'testing'"),
-    ("mode", 7, "'off', 'production', 'development', 'testing'"),
-    ("mode", ["testing"], "'off', 'production', 'development', 'testing'"),
-    ("held_after", -1, "0 or more"),
-    ("held_after", float("nan"), "0 or more"),
-    ("held_after", float("inf"), "0 or more"),
-    ("held_after", 10**400, "0 or more"),
-    ("held_after", "5", "a number of seconds"),
-    ("held_after", True, "a number of seconds"),
-    ("late_after", None, "a number of seconds"),
-    ("late_after", -0.5, "0 or more"),
-    ("frames", 0, "1 or more"),
-    ("frames", 1.5, "1 or more"),
-    ("frames", True, "1 or more"),
-    ("statements", "yes", "True or False"),
-    ("events", 1, "True or False"),
-    ("observers", "log", "a list of Observer instances"),
-    ("observers", [Observer], r"observers\[0\]=.* must be an Observer instance"),
-    ("observers", Observer(), "a list of Observer instances"),
-    ("ignore", "leaked", "a list of functions"),
-    ("ignore", [never, "leaked"], r"ignore\[1\]=.* must be a function"),
-    ("ignore", never, "a list of functions"),
-    ("ignore", None, "a list of functions"),
-    ("ignore", [never_async], r"ignore\[0\]=.* must be def, neither async def nor a generator"),
-    ("ignore", [partial(never_async)], "must be def"),
-    ("ignore", [NeverAsync()], "must be def"),
-    ("ignore", [never, never_generator], r"ignore\[1\]=.* must be def"),
-    ("ignore", [never_async_generator], "must be def"),
-    ("observers", [Observer(), AsyncObserver()], r"observers\[1\]=.* its found must be def"),
-    ("engines", 7, "a list of at least one engine"),
-    ("engines", {"main": 1}, "a list of at least one engine"),
-    ("engines", [], "a list of at least one engine"),
-    ("engines", [7], r"engines\[0\]=7 .* must be an Engine or an AsyncEngine"),
-    ("heldafter", 5, "no such setting; known are mode, engines, observers"),
+    ("mode", "prod", MODES),
+    ("mode", 7, MODES),
+    ("mode", ["testing"], MODES),
+    ("held_after", -1, FINITE),
+    ("held_after", float("nan"), FINITE),
+    ("held_after", float("inf"), FINITE),
+    ("held_after", 10**400, FINITE),
+    ("held_after", "5", SECONDS),
+    ("held_after", True, SECONDS),
+    ("late_after", None, SECONDS),
+    ("late_after", -0.5, FINITE),
+    ("frames", 0, COUNT),
+    ("frames", 1.5, COUNT),
+    ("frames", True, COUNT),
+    ("statements", "yes", FLAG),
+    ("events", 1, FLAG),
+    ("observers", "log", OBSERVERS),
+    ("observers", Observer(), OBSERVERS),
+    ("ignore", "leaked", PREDICATES),
+    ("ignore", never, PREDICATES),
+    ("ignore", None, PREDICATES),
+    ("engines", 7, ENGINES),
+    ("engines", {"main": 1}, ENGINES),
+    ("engines", [], ENGINES),
+    (
+        "heldafter",
+        5,
+        (
+            "there is no such setting; known are mode, engines, observers, held_after, late_after, "
+            "ignore, frames, statements, events"
+        ),
+    ),
 ]
+
+BAD_ITEMS: list[tuple[str, object, object, str]] = [
+    ("observers", Observer(), Observer, "must be an Observer instance"),
+    ("observers", Observer(), AsyncObserver(), f"its found {DEF}"),
+    (
+        "ignore",
+        never,
+        "leaked",
+        "must be a function that takes a finding and says whether to drop it",
+    ),
+    ("ignore", never, never_async, DEF),
+    ("ignore", never, partial(never_async), DEF),
+    ("ignore", never, NeverAsync(), DEF),
+    ("ignore", never, never_generator, DEF),
+    ("ignore", never, never_async_generator, DEF),
+]
+
+
+def errors_of(options: Any) -> Iterator[SettingsError]:
+    """Give the errors of whatever takes settings."""
+    for construct in (lambda: LeakGuard(**options), lambda: LeakGuardMiddleware(None, **options)):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # never called
+        with pytest.raises(SettingsError) as raised:
+            construct()
+        yield raised.value
 
 
 @pytest.mark.parametrize("name, value, allowed", BAD, ids=[f"{n}={v!r:.20}" for n, v, _ in BAD])
 def test_a_bad_value_is_named(name: str, value: object, allowed: str) -> None:
     """The error names the setting, the value and what is allowed, at construction."""
-    options: Any = {name: value}
-    for construct in (lambda: LeakGuard(**options), lambda: LeakGuardMiddleware(None, **options)):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # never called
-        with pytest.raises(SettingsError, match=allowed) as raised:
-            construct()
-        assert raised.value.setting.split("[")[0] == name
-        assert str(raised.value).startswith(f"{raised.value.setting}=")
-        assert isinstance(raised.value, ValueError)
+    for error in errors_of({name: value}):
+        assert str(error) == f"{name}={value!r} is not allowed: {allowed}"
+        assert (error.setting, error.value, error.allowed) == (name, value, allowed)
+        assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize(
+    "name, good, bad, allowed", BAD_ITEMS, ids=[f"{n}={b!r:.20}" for n, _, b, _ in BAD_ITEMS]
+)
+def test_a_bad_item_of_a_list_is_named(name: str, good: object, bad: object, allowed: str) -> None:
+    """With its place in the list."""
+    for error in errors_of({name: [good, bad]}):
+        assert str(error) == f"{name}[1]={bad!r} is not allowed: {allowed}"
+        assert error.value is bad
+
+
+def test_what_is_no_engine_is_named() -> None:
+    """The source says so, which knows engines."""
+    for error in errors_of({"engines": [7]}):
+        assert str(error).startswith("engines[0]=7 is not allowed: must be an Engine")
 
 
 GOOD: list[tuple[str, object, object]] = [
     ("mode", "testing", Mode.TESTING),
     ("held_after", 0, 0.0),
     ("held_after", None, None),
+    ("held_after", sys.float_info.max, sys.float_info.max),
     ("late_after", 2, 2.0),
+    ("frames", 1, 1),
     ("frames", 3, 3),
     ("statements", False, False),
     ("events", False, False),
