@@ -21,12 +21,13 @@ def test_a_connection_knows_its_session_s_line() -> None:
     assert (session.resource, hold.resource) == ("session", "connection")
 
 
-def test_time_stands_still_when_it_is_back() -> None:
+@pytest.mark.parametrize("way", ["give_back", "collect"])
+def test_time_stands_still_when_it_is_back(way: str) -> None:
     """How long it was out does not grow any more."""
     guard = installed()
     hold = take(guard)
     assert hold.idle_for <= hold.held_for
-    hold.give_back()
+    getattr(hold, way)()
     assert hold.released_monotonic is not None
     assert hold.held_for == hold.released_monotonic - hold.acquired_monotonic
     assert hold.idle_for == hold.released_monotonic - hold.used_monotonic
@@ -46,6 +47,30 @@ def test_what_only_a_library_knows_is_unknown_to_the_core() -> None:
     for name in ("open", "created_at", "acquired_at"):
         with pytest.raises(NotImplementedError):
             getattr(hold, name)
+
+
+def test_nothing_has_happened_to_a_new_hold() -> None:
+    """Observers are told of it in this state."""
+    guard = make_guard()
+    session = SessionHold(guard, None, None)
+    connection = ConnectionHold(guard, "main", None, None)
+    assert (session.pool, connection.pool) == ("", "main")
+    assert Hold(guard, "main", None, None).pool == "main"
+    assert (session.times_closed, session.returns, session.checkouts_ever) == (0, 0, 0)
+    for hold in (session, connection):
+        assert hold.collected is False
+        assert (hold.holder, hold.released_monotonic, hold.outlived_by) == (None, None, None)
+        assert (hold.waited, hold.allowed, hold.asynchronous) == (None, None, None)
+    assert session.closed_by is None
+    assert (connection.session, connection.beside, connection.late_by) == (None, None, None)
+    assert [
+        session.connection_lost,
+        connection.by_older_session,
+        connection.nested,
+        connection.sync_in_async,
+        connection.taken_after_close,
+        connection.taken_again,
+    ] == [False] * 6
 
 
 def test_a_hold_is_named_by_its_line() -> None:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 
-from leakguard import FindingKind
-from leakguard.core.register import Register, case_of
-from tests.core.fakes import construct, ended_scope, here, installed, make_guard, site_at, take
+from leakguard import FindingKind, Severity
+from leakguard.core.finding import Evidence, PoolUsage, fingerprint
+from leakguard.core.register import Register, case_of, make_finding
+from tests.core.fakes import (
+    FakeConnection,
+    construct,
+    ended_scope,
+    here,
+    installed,
+    make_guard,
+    site_at,
+    take,
+)
 from tests.support import Recorder
 
 
 def test_the_same_mistake_is_counted(recorder: Recorder) -> None:
     """With when and where it was first seen in this process."""
     guard = installed(recorder)
+    before = datetime.now().astimezone()
     for name in ("first", "second", "third"):
         with guard.scope(name) as scope:
             take(guard, scope, site_at("app/items.py", 41, "read_item"))
     assert [finding.count for finding in recorder.findings] == [1, 2, 3]
     assert {finding.first_scope for finding in recorder.findings} == {"first"}
-    assert len({finding.first_seen for finding in recorder.findings}) == 1
+    (first_seen,) = {finding.first_seen for finding in recorder.findings}
+    assert before <= first_seen <= datetime.now().astimezone()
     assert len({finding.fingerprint for finding in recorder.findings}) == 1
     guard.uninstall()
 
@@ -57,7 +71,8 @@ def test_the_evidence_is_gathered() -> None:
     hold = take(guard, scope, here())
     hold.session = session
     hold.outlived_by = "task 'worker'"
-    hold.taken_again = hold.taken_after_close = True
+    hold.taken_again = hold.taken_after_close = hold.asynchronous = True
+    session.closed_by = site_at("app/db.py", 12, "get_db").code
     case = case_of(hold, FindingKind.LEAKED)
     assert case.constructor is case.acquirer is case.endpoint is here().code
     assert (case.exception, case.status, case.cancelled) == ("ValueError", 500, True)
@@ -67,6 +82,8 @@ def test_the_evidence_is_gathered() -> None:
     assert case.taken_after_close
     assert case.after_response
     assert case.holder == "task 'worker'"
+    assert case.asynchronous
+    assert case.closed_by is session.closed_by
 
 
 @pytest.mark.parametrize(
@@ -97,3 +114,72 @@ def test_without_evidence_there_is_none() -> None:
     assert not any((case.by_session, case.constructed_outside, case.after_response))
     session = case_of(construct(make_guard()), FindingKind.UNCLOSED_SESSION)
     assert session.by_session
+
+
+def test_a_session_of_the_scope_is_not_from_outside() -> None:
+    """Only one that was there before is shared."""
+    guard = make_guard()
+    scope = ended_scope(guard)
+    hold = take(guard, scope)
+    hold.session = construct(guard, scope)
+    assert not case_of(hold, FindingKind.LEAKED).constructed_outside
+
+
+@pytest.mark.parametrize("later, after", [(-0.001, False), (0.0, True), (0.001, True)])
+def test_what_is_taken_with_the_last_byte_is_taken_after_it(later: float, after: bool) -> None:
+    """Some clocks have ticks of many milliseconds."""
+    guard = make_guard()
+    scope = ended_scope(guard)
+    hold = take(guard, scope)
+    scope.responded_at = 50.0
+    hold.acquired_monotonic = 50.0 + later
+    assert case_of(hold, FindingKind.LEAKED).after_response is after
+
+
+class Telling(FakeConnection):
+    """A connection whose driver tells something of it."""
+
+    __slots__ = ()
+
+    @property
+    def in_transaction(self) -> bool:
+        return True
+
+    @property
+    def backend_pid(self) -> int:
+        return 4711
+
+
+@pytest.mark.parametrize("statements", [True, False])
+@pytest.mark.parametrize("kind", FindingKind)
+def test_what_is_known_is_written_down(kind: FindingKind, statements: bool) -> None:
+    """How full the pool is costs a look, and is for losses; idleness needs the statements."""
+    guard = make_guard(statements=statements)
+    scope = ended_scope(guard)
+    hold = Telling(guard, scope, here())
+    hold.session = construct(guard, scope, site_at("app/db.py", 12, "get_db"))
+    hold.fake_usage = PoolUsage(1, 5, 1)
+    hold.acquired_monotonic, hold.used_monotonic, hold.released_monotonic = 10.0, 11.0, 14.0
+    hold.outlived_by, hold.waited, hold.late_by = "task 'worker'", 1.0, 2.0
+    finding = make_finding(hold, kind, (FindingKind.NESTED_CHECKOUT,))
+    assert (finding.kind, finding.hold, finding.scope) == (kind, hold, scope)
+    assert finding.pool == "main"
+    assert finding.hint.fix
+    assert finding.fingerprint == fingerprint(kind, hold.session.site, hold.site)
+    assert finding.also == (FindingKind.NESTED_CHECKOUT,)
+    assert finding.usage == (hold.fake_usage if kind.severity is Severity.ERROR else None)
+    assert finding.evidence == Evidence(
+        held_for=4.0,
+        idle_for=3.0 if statements else None,
+        in_transaction=True,
+        backend_pid=4711,
+        holder="task 'worker'",
+        late_by=2.0,
+        waited=1.0,
+    )
+
+
+def test_a_session_is_in_no_pool() -> None:
+    """It may use any number of them."""
+    finding = make_finding(construct(make_guard()), FindingKind.UNCLOSED_SESSION, ())
+    assert finding.pool is None
