@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio.events
 import os
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,14 @@ from leakguard.core.scope import current_scope
 from tests.core.fakes import here, make_guard, site_at
 
 SITE_PACKAGES = sysconfig.get_path("purelib")
+
+
+@pytest.fixture(autouse=True)
+def places(monkeypatch: pytest.MonkeyPatch) -> dict[str, Place]:
+    """Let no test see what another one has learned of a file."""
+    places: dict[str, Place] = {}
+    monkeypatch.setattr(callsite, "_places", places)
+    return places
 
 
 def frame(level: int = 0) -> FrameType:
@@ -135,11 +144,24 @@ def test_library_frames_are_passed_over() -> None:
         ("/srv/app/sqlalchemy/session.py", "app.sqlalchemy.session", Place.USER),
         ("/srv/app/sqlalchemy_models.py", "sqlalchemy_models", Place.USER),
         ("/srv/alembic/env.py", "env_py", Place.USER),
+        (f"{sysconfig.get_path('scripts')}/the_program", "__main__", Place.THIRD_PARTY),
     ],
 )
 def test_libraries_are_known_wherever_they_are(file: str, module: str, place: Place) -> None:
     """In a folder of PYTHONPATH, an archive or a layer; a folder of the user's has any name."""
     assert classify(file, module) is place
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"__name__": "sqlalchemy.orm.session", "__spec__": None},
+        {"__name__": "__main__", "__spec__": SimpleNamespace(name="uvicorn.__main__")},
+    ],
+)
+def test_a_frame_is_known_by_the_name_of_its_module(variables: dict[str, Any]) -> None:
+    """By what it was imported as, where it is the one that was started."""
+    assert call_from("/opt/python/module.py", captured, **variables).function == "call_from"
 
 
 def test_a_library_that_is_started_is_known(tmp_path: Path) -> None:
@@ -232,6 +254,15 @@ def test_a_helper_library_does_not_win_over_the_user_s_own_function() -> None:
     assert framework["job"]().function.endswith("own")
 
 
+def test_an_installed_application_is_named_inside_of_an_event_loop() -> None:
+    """The walk ends at the loop, and what was passed on the way is what there is."""
+    file = f"{SITE_PACKAGES}/the_application/db.py"
+    variables: dict[str, Any] = {"captured": captured}
+    exec(compile("def get_db(): return captured()", file, "exec"), variables)  # noqa: S102  (text of the test)
+    site = call_from(asyncio.events.__file__, variables["get_db"])
+    assert (site.file, site.function) == (file, "get_db")
+
+
 def only(frame: FrameType, count: int) -> Any:
     """Give a stack of `count` frames, and no more."""
 
@@ -259,13 +290,14 @@ def test_without_any_line_there_is_no_site() -> None:
 
 def test_a_walk_ends_at_a_boundary(tmp_path: Path) -> None:
     """What is outside of the event loop or the middleware is not part of the scope."""
-    import asyncio.events  # noqa: PLC0415  (only its file is needed)
-
     assert call_from(asyncio.events.__file__, captured) is None
     boundary = str(tmp_path / "server.py")
     assert call_from(boundary, captured).file == boundary
     mark_boundary(boundary)
     assert call_from(boundary, captured) is None
+    unseen = str(tmp_path / "other_server.py")
+    mark_boundary(unseen)
+    assert call_from(unseen, captured) is None
     inner = str(tmp_path / "application.py")
     site = call_from(boundary, lambda: call_from(inner, lambda: captured(12)))
     assert [one.file for one in site.frames][-1] == __file__
@@ -314,7 +346,7 @@ def test_what_is_typed_in_is_the_user_s(tmp_path: Path, how: str) -> None:
         text=True,
         check=True,
         cwd=Path(__file__).parents[2],
-        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert out.stdout.strip() == ("f" if how == "argument" else "<module>")
 
@@ -330,13 +362,29 @@ def test_sites_are_equal_by_their_innermost_line() -> None:
     assert one != caller
     assert one != site_at("app/other.py", 12, "get_db")
     assert one != "app/db.py:12"
+    assert hash(one) != hash(caller)
     assert isinstance(code, CodeType)
 
 
-def test_the_memory_of_files_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place is known from then on: a checkout passes many frames of the same few files."""
+    looked_at: list[str] = []
+
+    def look(file: str, module: str) -> Place:
+        looked_at.append(file)
+        return classify(file, module)
+
+    monkeypatch.setattr(callsite, "classify", look)
+    for _ in range(2):
+        site = call_from("/made/up.py", captured)
+        assert [one.file for one in site.frames][:1] == ["/made/up.py"]
+    assert looked_at.count("/made/up.py") == 1
+
+
+def test_the_memory_of_files_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, places: dict[str, Place]
+) -> None:
     """However many files there are."""
-    places: dict[str, Place] = {}
-    monkeypatch.setattr(callsite, "_places", places)
     monkeypatch.setattr(callsite, "_PLACES_LIMIT", 3)
     for number in range(20):
         call_from(f"/made/up/{number}.py", captured)
@@ -352,6 +400,9 @@ def test_paths_are_relative_to_the_working_directory(
     monkeypatch.chdir(directory)
     assert relative_path(str(directory / "app" / "db.py")) == os.path.join("app", "db.py")  # noqa: PTH118  (a string)
     assert relative_path("/srv/db.py") == "/srv/db.py"
+    monkeypatch.chdir(os.sep)
+    assert relative_path(os.path.abspath("db.py")) == "db.py"  # noqa: PTH100  (a string)
+    monkeypatch.chdir(directory)
     directory.rmdir()
     assert relative_path("/srv/db.py") == "/srv/db.py"
     assert classify("made_up.py", "made_up") is Place.USER
