@@ -8,7 +8,7 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
@@ -19,17 +19,19 @@ import pytest
 from leakguard import Hold, Scope
 from leakguard.core.holder import (
     Holder,
+    TaskHolder,
     context_among_referents,
     context_of,
     current_holder,
     current_owner,
     is_on_stack,
     loop_ref,
+    on_done,
     other_tasks,
 )
 from leakguard.core.watch import WATCH
 from tests.core.fakes import installed, make_guard, take
-from tests.support import PATIENCE
+from tests.support import PATIENCE, settle
 
 
 @pytest.fixture
@@ -139,7 +141,7 @@ class Worker:
 def test_a_thread_is_a_holder_while_its_work_runs(scope: Scope, runner: str) -> None:
     """Work in a copied context runs until the function that the thread runs has returned."""
     worker = Worker(scope)
-    ended = threading.Event()
+    ended: list[str] = []
     WATCH.start()
     with ThreadPoolExecutor(1) as executor:
         if runner == "thread":
@@ -148,19 +150,21 @@ def test_a_thread_is_a_holder_while_its_work_runs(scope: Scope, runner: str) -> 
             join = executor.submit(contextvars.copy_context().run, worker.work).result
         assert worker.took.wait(PATIENCE)
         assert worker.holder is not None
-        assert str(worker.holder).startswith("thread ")
+        if runner == "thread":
+            assert str(worker.holder) == "thread 'worker'"
         assert worker.holder.running()
         hold = take(make_guard())
         for _ in range(2):
-            worker.holder.on_end(hold, lambda _: ended.set())
+            worker.holder.on_end(hold, lambda _: ended.append(threading.current_thread().name))
         worker.go_on.set()
         join()
         del join
     gc.collect()
-    assert ended.wait(PATIENCE)
+    settle()
+    assert ended == ["leakguard"]
     assert not worker.holder.running()
     worker.holder.on_end(hold, lambda _: ended.clear())
-    assert ended.is_set()
+    assert ended == ["leakguard"]
 
 
 @pytest.mark.parametrize("how", ["anyio", "asyncio"])
@@ -373,6 +377,20 @@ def test_a_task_s_context_is_found_without_being_told() -> None:
     asyncio.run(main())
 
 
+def test_a_task_that_tells_its_context_is_asked() -> None:
+    """As Python's own do from 3.12 on."""
+    context = contextvars.Context()
+
+    class Telling:
+        """Something like a task."""
+
+        def get_context(self) -> contextvars.Context:
+            """Tell."""
+            return context
+
+    assert context_of(Telling()) is context  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # like one
+
+
 def test_what_refers_to_no_context_has_none() -> None:
     """Another implementation of tasks may keep it elsewhere: nothing is guessed."""
 
@@ -380,6 +398,74 @@ def test_what_refers_to_no_context_has_none() -> None:
         """Something like a task."""
 
     assert context_among_referents(Other()) is None  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # like one
+
+
+def test_work_that_goes_on_keeps_nothing_of_a_hold_that_is_gone() -> None:
+    """It may take and return any number of connections."""
+
+    async def main() -> None:
+        endless = asyncio.create_task(asyncio.Event().wait())
+        hold, other = take(make_guard()), take(make_guard())
+
+        def callback(_: Hold) -> None:
+            """Do nothing."""
+
+        kept = weakref.ref(callback)
+        on_done(endless, hold, callback)
+        on_done(endless, other, print)
+        del hold, callback
+        gc.collect()
+        assert kept() is None
+        endless.cancel()
+
+    asyncio.run(main())
+
+
+def test_the_end_of_a_task_is_told_outside_of_any_request() -> None:
+    """Neither in the task's context nor in that of whoever asked, which would be kept as long."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    seen: list[str | None] = []
+
+    async def main() -> None:
+        variable.set("of the task")
+        task = asyncio.create_task(asyncio.sleep(0))
+        variable.set("of the request")
+        hold = take(make_guard())
+        on_done(task, hold, lambda _: seen.append(variable.get(None)))
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert seen == [None]
+
+
+class Nameless(Coroutine[Any, Any, None]):
+    """A coroutine of somebody's own, as extension modules make them."""
+
+    def send(self, value: object) -> Any:
+        """End at once."""
+        raise StopIteration
+
+    def throw(self, *error: Any) -> Any:
+        """End at once."""
+        raise StopIteration
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __await__(self) -> Any:
+        return iter(())
+
+
+def test_a_task_of_a_function_without_a_name_has_its_own() -> None:
+    """More is not known of it."""
+
+    async def main() -> None:
+        task = asyncio.create_task(Nameless(), name="worker")
+        assert str(TaskHolder(task)) == "task 'worker'"
+        await task
+
+    asyncio.run(main())
 
 
 def test_the_next_work_in_the_same_frame_is_not_mistaken_for_the_last(scope: Scope) -> None:

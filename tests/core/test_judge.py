@@ -279,6 +279,29 @@ def test_work_that_takes_one_after_its_scope_has_ended_is_followed(
     assert recorder.kinds == ([] if returns else [LEAKED])
 
 
+def test_what_such_work_took_others_may_give_back(guard: Guard, recorder: Recorder) -> None:
+    """While other work of the scope still runs, the verdict waits as it does for any other."""
+
+    async def main() -> None:
+        child = Child(guard)
+        others_end = asyncio.Event()
+        async with guard.scope("job"):
+            task = asyncio.create_task(child.work(returns=False))
+            other = asyncio.create_task(others_end.wait())
+        await settle()
+        child.go_on.set()
+        await task
+        await settle()
+        assert child.hold is not None
+        assert recorder.kinds == []
+        child.hold.give_back()
+        others_end.set()
+        await other
+
+    asyncio.run(main())
+    assert recorder.kinds == []
+
+
 def test_a_session_constructed_after_its_scope_has_ended_is_nothing_to_say(
     guard: Guard, recorder: Recorder
 ) -> None:
@@ -867,6 +890,40 @@ def test_work_that_has_ended_was_not_given_up() -> None:
     asyncio.run(main())
     assert bench.kinds == [None, LEAKED]
     assert bench.hold.waited is None
+
+
+def test_what_is_collected_is_lost_whoever_runs() -> None:
+    """The work that took it can give it back no more."""
+    bench = Bench()
+    bench.judge.close(bench.scope)
+    bench.hold.collected = True
+    bench.judge.collected(bench.hold)
+    assert bench.kinds == [OUTLIVES, LEAKED]
+
+
+def test_who_constructed_the_session_outside_has_time_to_close_it() -> None:
+    """An outer middleware may be about to, and is no task that could be looked at."""
+    bench = Bench()
+    bench.hold.holder = None
+    bench.hold.session = construct(bench.hold.guard)
+    bench.judge.close(bench.scope)
+    assert bench.kinds == [None]
+    bench.look()
+    assert bench.now == 105.0
+    assert bench.kinds == [None, LEAKED]
+    assert bench.hold.waited == 5.0
+
+
+def test_what_is_dismissed_is_waited_for_no_more() -> None:
+    """Nor does it matter to anything else that is dismissed whether it was waited for."""
+    bench = Bench()
+    bench.judge.close(bench.scope)
+    bench.judge.dismiss(FakeConnection(bench.hold.guard))
+    bench.judge.dismiss(bench.hold)
+    bench.holder.goes_on = False
+    bench.look()
+    assert bench.kinds == [OUTLIVES]
+    assert bench.gone == []
 
 
 def test_work_that_outlives_its_scope_may_take_any_number_of_connections(

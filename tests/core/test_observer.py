@@ -67,6 +67,7 @@ def test_an_observer_that_raises_is_logged_once_and_disabled(
     ]
     assert guard.observers.find(Broken) is None
     assert guard.observers.find(Recorder) is before
+    assert list(guard.observers) == [before, after]
     guard.uninstall()
 
 

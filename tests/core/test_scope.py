@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+from typing import Any
 
 import pytest
 
 from leakguard import Scope, SettingsError
-from leakguard.core.scope import NO_EVENTS, EventLog, current_scope, nearest_open
-from tests.core.fakes import installed
+from leakguard.core.scope import (
+    NO_EVENTS,
+    EventLog,
+    current_scope,
+    nearest_open,
+    scopes_of,
+)
+from tests.core.fakes import construct, installed, take
 
 
 def test_scopes_nest() -> None:
@@ -24,7 +31,7 @@ def test_scopes_nest() -> None:
     assert current_scope.get() is None
     assert (outer.type, inner.type) == ("job", "test")
     assert repr(inner) == "<Scope test 'inner'>"
-    assert (inner.route, inner.method, inner.trace_id) == (None, None, None)
+    assert (inner.route, inner.method, inner.trace_id, inner.endpoint) == (None,) * 4
     guard.uninstall()
 
 
@@ -76,6 +83,60 @@ def test_a_scope_left_in_a_copy_of_its_context_is_not_current_there() -> None:
         copy = contextvars.copy_context() if elsewhere else entered.copy()
         copy.run(scope.leave)
         assert copy.get(current_scope) is None
+    guard.uninstall()
+
+
+def test_in_a_copy_of_its_context_its_parent_is_current_again() -> None:
+    """As where it was entered."""
+    guard = installed()
+    with guard.scope("test") as parent:
+        block = guard.scope("fixture")
+        entered = contextvars.copy_context()
+        entered.run(block.__enter__)
+        copy = entered.copy()
+        copy.run(block.__exit__, None, None, None)
+        assert copy.get(current_scope) is parent
+    guard.uninstall()
+
+
+def test_a_scope_knows_which_of_its_holds_are_connections() -> None:
+    """They are few where sessions may be many, and are looked through at every checkout."""
+    guard = installed()
+    with guard.scope("job") as scope:
+        session, hold = construct(guard, scope), take(guard, scope)
+        assert list(scope.open_holds) == [session, hold]
+        assert list(scope.open_connections) == [hold]
+        hold.give_back()
+        assert list(scope.open_connections) == []
+        guard.released(session)
+    guard.uninstall()
+
+
+def test_a_task_whose_context_is_unknown_was_started_by_nobody() -> None:
+    """Other implementations of tasks may not tell: nothing is guessed."""
+
+    class Other:
+        """Something like a task."""
+
+    other: Any = Other()
+    guard = installed()
+    with guard.scope("job") as scope:
+        assert not scope.started(other)
+        assert scopes_of([other]) == set()
+    guard.uninstall()
+
+
+def test_a_task_s_scopes_are_those_around_them_too() -> None:
+    """All of them may yet get back what the task has."""
+    guard = installed()
+
+    async def main() -> None:
+        async with guard.scope("test") as outer, guard.scope("job") as inner:
+            task = asyncio.create_task(asyncio.sleep(0))
+        assert scopes_of([task]) == {outer, inner}
+        await task
+
+    asyncio.run(main())
     guard.uninstall()
 
 
@@ -158,6 +219,10 @@ def test_a_duration_stands_still_at_the_end() -> None:
 def test_a_scope_needs_a_name_and_a_type(name: object, type_: object) -> None:
     """Both are strings of at least one character."""
     guard = installed()
-    with pytest.raises(SettingsError, match="a string of at least one character"):
+    setting, value = ("type", type_) if name == "job" else ("name", name)
+    with pytest.raises(SettingsError) as raised:
         guard.scope(name, type=type_)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
+    assert str(raised.value) == (
+        f"{setting}={value!r} is not allowed: must be a string of at least one character"
+    )
     guard.uninstall()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import sys
+import threading
 from collections.abc import Callable, Generator
 from types import SimpleNamespace, coroutine
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import pytest
 from greenlet import getcurrent, greenlet
 
-from leakguard import FindingKind
+from leakguard import FindingKind, Hold
+from leakguard.core.holder import Holder, current_holder
 from leakguard.core.scope import current_scope
 from leakguard.core.strand import current_strand
 from tests.core.fakes import installed, take
-from tests.support import PATIENCE, Recorder
+from tests.support import PATIENCE, Recorder, settle
 
 Work = Callable[[Callable[[], None]], None]
 LEAKED, OUTLIVES = FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE
@@ -131,6 +133,31 @@ def test_a_strand_that_outlives_its_scope_is_waited_for(
         recorder.wait_for(lambda: recorder.resolutions)
     else:
         recorder.wait_for(lambda: recorder.kinds == [OUTLIVES, LEAKED])
+    guard.uninstall()
+
+
+def test_the_end_of_a_strand_is_told_when_it_goes(library: Trio | Gevent) -> None:
+    """To whoever asked, and by the watch."""
+    guard = installed()
+    holders: list[Holder | None] = []
+    ended: list[tuple[Hold, str]] = []
+
+    def note(hold: Hold) -> None:
+        ended.append((hold, threading.current_thread().name))
+
+    with guard.scope("request") as scope:
+        end = library.start(lambda: holders.append(current_holder(scope)), lambda: None)
+    hold = take(guard)
+    (holder,) = holders
+    assert holder is not None
+    holder.on_end(hold, note)
+    settle()
+    assert ended == []
+    end()
+    del end
+    gc.collect()
+    settle()
+    assert ended == [(hold, "leakguard")]
     guard.uninstall()
 
 
