@@ -874,6 +874,33 @@ def test_the_deadline_for_other_work_comes_before_a_later_look() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("many_tasks")
+def test_the_deadline_for_other_work_does_not_wait_for_the_look() -> None:
+    """Where there are many tasks, one look serves all; who waits for it waits from the end on."""
+
+    async def main() -> None:
+        bench = Bench()
+        endless = contextvars.copy_context().run(start_within, bench.scope)
+        for scope, count in ((ended_scope(bench.hold.guard), 1), (bench.scope, 2)):
+            holds = [FakeConnection(bench.hold.guard, scope) for _ in range(count)]
+            for hold in holds:
+                hold.holder = None
+            scope.open_holds = dict.fromkeys(holds)
+            bench.judge.close(scope)
+        assert bench.kinds == [LEAKED]  # after a look that saw how many tasks there are
+        assert len(bench.looks) == 1
+        bench.look()
+        assert bench.kinds == [LEAKED, None, None]
+        assert [when for when, _ in bench.looks] == [105.0, 105.0]
+        while bench.looks:
+            bench.look()
+        assert bench.now == 105.0
+        assert bench.kinds == [LEAKED, None, None, LEAKED, LEAKED]
+        endless.cancel()
+
+    asyncio.run(main())
+
+
 def test_work_that_has_ended_was_not_given_up() -> None:
     """That the verdict waited is worth saying only where somebody was still at work."""
     bench = Bench()
