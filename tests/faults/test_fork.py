@@ -115,22 +115,25 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 LOOKS = """
-import os, sys, warnings
+import asyncio, os, sys, warnings
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 from leakguard import LeakGuard
-from leakguard.core import judge
+from leakguard.core import looks
 from tests.support import Recorder
 
 warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads, which is the point
-judge._MANY_TASKS = -1  # any number of tasks is many, so that looks are put off
+looks.MANY = -1  # any number of tasks is many, so that looks are put off
 recorder = Recorder()
 guard = LeakGuard(mode="testing", observers=[recorder], late_after=0.2).install()
 kept = []
 
-def leave_open(name):
-    with guard.scope(name):
+async def job(name):
+    async with guard.scope(name):
         kept.append(Session(create_engine("sqlite://")))
+
+def leave_open(name):
+    asyncio.run(job(name))  # outside of a loop there are no tasks to look at
 
 def found():
     return [finding.scope.name for finding in recorder.findings]
