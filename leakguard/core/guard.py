@@ -24,7 +24,7 @@ from leakguard.core.watch import WATCH
 from leakguard.exceptions import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from leakguard.core.finding import Finding
     from leakguard.core.observer import Observer
@@ -88,12 +88,7 @@ class Guard:
 
         Verdicts that wait for somebody to give a connection back do not fall any more.
         """
-        self._hear_collected()
-        with LOCK:
-            if self.installed:
-                self._stop()
-                for source in reversed(self._sources):
-                    source.detach(self)
+        self._stop(lambda source: source.detach(self))
 
     def abandon(self) -> None:
         """Stop watching beside requests that go on: nobody who has the guard is left.
@@ -101,18 +96,18 @@ class Guard:
         What the sources put into their libraries does nothing from then on, and is taken out
         when the next guard is uninstalled.
         """
+        self._stop(lambda source: source.dismiss(self))
+
+    def _stop(self, leave: Callable[[Source], None]) -> None:
         self._hear_collected()
         with LOCK:
             if self.installed:
-                self._stop()
+                self.installed = False
+                _INSTALLED.discard(self)
                 for source in reversed(self._sources):
-                    source.dismiss(self)
-
-    def _stop(self) -> None:
-        self.installed = False
-        _INSTALLED.discard(self)
-        self.forget()
-        WATCH.leave()
+                    leave(source)
+                self.forget()  # after that: until then a thread may take one more
+                WATCH.leave()
 
     def settle(self) -> None:
         """Say what there is to say: nobody is left who could give a hold back."""

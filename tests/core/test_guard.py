@@ -97,6 +97,23 @@ def test_a_block_leaves_a_guard_installed_that_was_installed_before() -> None:
     guard.uninstall()
 
 
+@pytest.mark.parametrize("leave", [Guard.uninstall, Guard.abandon])
+def test_what_is_taken_while_the_sources_leave_is_forgotten_too(
+    leave: Callable[[Guard], None],
+) -> None:
+    """Other threads go on until the last source has left."""
+
+    class Busy(FakeSource):
+        def detach(self, guard: Guard) -> None:
+            take(guard)
+
+        dismiss = detach
+
+    guard = make_guard(sources=[Busy("busy", [])]).install()
+    leave(guard)
+    assert guard.open_holds() == ()
+
+
 def test_a_guard_that_is_abandoned_leaves_the_libraries_alone(recorder: Recorder) -> None:
     """It watches no more, and its sources are told so; an uninstallation has nothing to do then."""
     steps: list[str] = []
