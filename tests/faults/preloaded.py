@@ -105,7 +105,7 @@ class Site:
         gc.collect()
         yield
 
-    def worker(self) -> int:
+    def pid(self) -> int:
         """Say which worker answers."""
         return os.getpid()
 
@@ -169,7 +169,7 @@ def preload(folder: str) -> FastAPI:
     site = Site(Path(folder))
     app = FastAPI(lifespan=site.lifespan)
     app.add_middleware(LeakGuardMiddleware, guard=site.guard)
-    for endpoint in (site.worker, site.give_back, site.out):
+    for endpoint in (site.pid, site.give_back, site.out):
         app.get(f"/{endpoint.__name__}")(endpoint)
     for planted in (site.healthy, site.kept, site.dropped, site.elsewhere):
         app.get(f"/{planted.__name__}/{{number}}")(planted)

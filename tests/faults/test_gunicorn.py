@@ -135,7 +135,7 @@ class Gunicorn:
         """Connect once more; say whether that is enough."""
         limits = httpx.Limits(keepalive_expiry=None)
         client = httpx.Client(base_url=self.url, timeout=PATIENCE, limits=limits, trust_env=False)
-        clients = self.clients.setdefault(answer(client, "/worker"), [])
+        clients = self.clients.setdefault(answer(client, "/pid"), [])
         if len(clients) < CLIENTS:
             clients.append(client)
         else:
