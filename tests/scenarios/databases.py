@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Form = Literal["sync", "async"]
 T = TypeVar("T")
 MAX_CONNECTIONS: Final = 300
+_LOG_SHOWN: Final = 2000
+"""How many characters are shown of the log of a server that does not start."""
 
 
 class Unavailable(Exception):  # noqa: N818  (a reason to skip, not an error)
@@ -185,7 +187,11 @@ class PostgreSQL(Server):
         socket = self._server.get_postmaster_info().socket_path
         for lock in (self._server.pgdata / "postmaster.pid", Path(f"{socket}.lock")):
             lock.unlink(missing_ok=True)
-        self._server.ensure_postgres_running()
+        try:
+            self._server.ensure_postgres_running()
+        except subprocess.SubprocessError as error:
+            log = self._server.log.read_text()[-_LOG_SHOWN:]
+            raise AssertionError(f"PostgreSQL did not start again:\n{log}") from error
 
 
 def _has_ended(process: Any) -> bool:
@@ -292,6 +298,7 @@ class _Mariadbd:
 
     def __init__(self, command: list[str], folder: Path) -> None:
         self._socket = folder / "socket"
+        self._log = folder / "log"
         self.url = URL.create("mysql+pymysql", "root", query={"unix_socket": str(self._socket)})
         self._command = [
             *command,
@@ -308,10 +315,16 @@ class _Mariadbd:
         """Start it, and wait until it answers."""
         # A crash leaves it there, and PyMySQL does not close the socket of an attempt that fails.
         self._socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen(  # noqa: S603  (found by its name in the system's folders)
-            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        patiently(self._answers)
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(  # noqa: S603  (found by its name in the system's folders)
+                self._command, stdout=log, stderr=log
+            )
+        try:
+            patiently(self._answers)
+        except AssertionError as error:
+            raise AssertionError(
+                f"MariaDB did not start:\n{self._log.read_text()[-_LOG_SHOWN:]}"
+            ) from error
 
     def kill(self) -> None:
         """End it as a crash does."""
@@ -326,6 +339,8 @@ class _Mariadbd:
             self._process.wait(PATIENCE * 3)
 
     def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "it ended"
         if not self._socket.exists():
             return False
         engine = create_engine(self.url, poolclass=NullPool)
