@@ -30,16 +30,7 @@ import pytest
 
 from leakguard import CallSite, Finding, FindingKind, LeakGuard
 from tests.faults import killed
-from tests.faults.killed import (
-    ENGINES,
-    HEALTHY,
-    LEAKING,
-    OBSTRUCTED,
-    Around,
-    Mistake,
-    Planted,
-    Site,
-)
+from tests.faults.killed import ENGINES, HEALTHY, LEAKING, Kept, Site
 from tests.load import client
 from tests.load.examination import WithEnds
 from tests.scenarios.databases import DRIVERS, Databases, Server, Unavailable
@@ -58,37 +49,40 @@ DRIVER: Final = {driver.name: driver for driver in DRIVERS}
 class Load:
     """The requests, and the crashes between them, in the order in which clients ask for them."""
 
-    def __init__(self, site: Site, around: Around) -> None:
+    def __init__(self, database: Server, site: Site) -> None:
+        self._database = database
         self._site = site
-        self._around = around
         self._choice = random.Random(1)  # noqa: S311  (no secret)
-        self.engines: list[str] = []
-        """The engine that each request uses, by its number."""
+        self.asked: list[tuple[str, str]] = []
+        """The route and the engine of each request, by its number."""
         self.recovered = 0
         """The first request after the last restart."""
 
     def __iter__(self) -> Iterator[client.Request]:
-        yield from self._some(CALM)
         for _ in range(2):
-            yield from self._outage()
-            self.recovered = len(self.engines)
             yield from self._some(CALM)
+            yield from self._outage()
+        self.recovered = len(self.asked)
+        yield from self._some(CALM)
 
     def _outage(self) -> Iterator[client.Request]:
         """Kill the server while statements run, start it again, and never stop asking."""
-        first = len(self.engines)
-        with self._site.obstructed_statement():
-            for engine in ENGINES:
-                yield from (self._request(name, engine) for name in OBSTRUCTED)
-            running = range(first, len(self.engines))
-            yield from self._during(lambda: self._crash(running))
+        obstacle = self._database.obstacle(self._site.engines["plain"])
+        try:
+            for name in HEALTHY + LEAKING:
+                for engine in ENGINES:
+                    self._site.waits[len(self.asked)] = obstacle.statement
+                    yield self._request(name, engine)
+            yield from self._during(self._crash)
             yield from self._some(OUTAGE)
-            yield from self._during(self._site.database.restart)
+            yield from self._during(self._database.restart)
+        finally:
+            obstacle.remove()
 
-    def _crash(self, running: range) -> None:
+    def _crash(self) -> None:
         # One may have failed at once, on a connection that died in the last crash.
-        patiently(lambda: self._site.begun.union(self._around.raised).issuperset(running))
-        self._site.database.crash()
+        patiently(lambda: self._site.waits.keys() <= self._site.reached | self._site.left.keys())
+        self._database.crash()
 
     def _during(self, work: Callable[[], None]) -> Iterator[client.Request]:
         """Go on with requests until `work()` is done."""
@@ -104,8 +98,8 @@ class Load:
             yield self._request(self._choice.choice(names), self._choice.choice([*ENGINES]))
 
     def _request(self, name: str, engine: str) -> client.Request:
-        number = len(self.engines)
-        self.engines.append(engine)
+        number = len(self.asked)
+        self.asked.append((name, engine))
         return client.Request(f"/{name}/{engine}/{number}")
 
 
@@ -126,21 +120,26 @@ class Seen(NamedTuple):
     """The line that checked the connection out."""
 
 
-def expected(site: Site) -> list[Seen]:
+def expected(load: Load, site: Site) -> list[Seen]:
     """Say what must be found of what the requests kept."""
-    seen = (_expected_of(number, planted) for number, planted in site.planted.items())
-    return sorted((one for one in seen if one is not None), key=str)
+    return sorted(
+        (
+            _expected_of(number, *load.asked[number], kept)
+            for number, kept in site.kept.items()
+            if kept.connected or kept.is_session
+        ),
+        key=str,
+    )
 
 
-def _expected_of(number: int, planted: Planted) -> Seen | None:
-    route = f"/{planted.name}/{{engine}}/{{number}}"
-    created = line_marked(killed, f"created {planted.name}") if planted.is_session else None
-    if planted.out:
-        taken = line_marked(killed, f"taken {planted.name}")
-        return Seen(number, FindingKind.LEAKED, route, planted.pool, created, taken)
-    if planted.is_session:
+def _expected_of(number: int, name: str, engine: str, kept: Kept) -> Seen:
+    route = f"/{name}/{{engine}}/{{number}}"
+    created = line_marked(killed, f"created {name}") if kept.is_session else None
+    if not kept.connected:
         return Seen(number, FindingKind.UNCLOSED_SESSION, route, None, created, None)
-    return None
+    form, _, _ = name.partition("_")
+    taken = line_marked(killed, f"taken {name}")
+    return Seen(number, FindingKind.LEAKED, route, f"{form} {engine}", created, taken)
 
 
 def see(finding: Finding, number: int | None) -> Seen:
@@ -161,11 +160,11 @@ def _line(site: CallSite | None) -> int | None:
 
 
 class Look:
-    """What is found and what is out while all that was planted is still kept."""
+    """What is found and what is out while all that was kept is still kept."""
 
     def __init__(self, site: Site, guard: LeakGuard, recorder: Recorder) -> None:
         settle()
-        number_of = {id(planted.scope): number for number, planted in site.planted.items()}
+        number_of = {id(kept.scope): number for number, kept in site.kept.items()}
         findings = list(recorder.findings)
         self.leaks = [one for one in findings if one.kind is FindingKind.LEAKED]
         self.seen = sorted((see(one, number_of.get(id(one.scope))) for one in findings), key=str)
@@ -174,7 +173,7 @@ class Look:
         self.pools = site.out()
 
 
-def serve(load: Load, site: Site, around: Around, guard: LeakGuard, recorder: Recorder) -> Look:
+def serve(load: Load, site: Site, guard: LeakGuard, recorder: Recorder) -> Look:
     """Send all requests to a server; look, and clean up, on its loop when it shuts down."""
     looks: list[Look] = []
     cleaned: list[bool] = []
@@ -184,8 +183,7 @@ def serve(load: Load, site: Site, around: Around, guard: LeakGuard, recorder: Re
         await site.clean_up()
         cleaned.append(True)
 
-    inner = site.application(guard, around)
-    app = WithEnds(inner, start=lambda: None, stop=look_and_clean_up)
+    app = WithEnds(site.application(guard), start=lambda: None, stop=look_and_clean_up)
     with serving(app, lifespan="on") as url:
         port = urlsplit(url).port
         assert port is not None
@@ -243,16 +241,16 @@ def test_a_database_that_is_killed_under_load(
     asynchronous: str,
 ) -> None:
     """Each leak is found once and resolved when it is closed; of the others nothing is said."""
-    site = Site.on(database, DRIVER[sync], DRIVER[asynchronous])
-    around = Around()
-    load = Load(site, around)
+    site = Site(database, DRIVER[sync], DRIVER[asynchronous])
+    load = Load(database, site)
     with LeakGuard(mode="testing", observers=[recorder], late_after=PATIENCE) as guard:
-        look = serve(load, site, around, guard, recorder)
+        look = serve(load, site, guard, recorder)
 
-        assert look.seen == expected(site)
-        assert look.connections == look.pools == sum(one.out for one in site.planted.values())
+        assert look.seen == expected(load, site)
+        assert look.connections == look.pools == sum(kept.connected for kept in site.kept.values())
         assert look.resolved == []
-        assert around.changed == []
+        assert site.arrived == site.left
+        assert [error for error in site.left.values() if error.startswith("leakguard")] == []
 
         settle()
         # The holds last: asking for them finds out what was missed.
@@ -262,16 +260,17 @@ def test_a_database_that_is_killed_under_load(
         assert site.out() == 0
         assert len(recorder.findings) == len(look.seen), "found only while everything was closed"
     assert [record for record in caplog.records if record.name == "leakguard"] == []
-    it_was_as_planned(load, site, around)
+    it_was_as_planned(load, site)
 
 
-def it_was_as_planned(load: Load, site: Site, around: Around) -> None:
+def it_was_as_planned(load: Load, site: Site) -> None:
     """See that the crashes met what they were to meet, and that the database came back."""
-    planted = site.planted.values()
-    assert any(one.invalidated for one in planted), "no leak was undone by a crash"
-    assert any(one.out and one.begun for one in planted), "no leak survived a crash"
-    assert any(one.is_session and not one.out for one in planted), "every leak got a connection"
-    failed = {number for number, error in around.raised.items() if error is not Mistake}
-    assert len(failed) > 2 * OUTAGE / 2
-    late = {number for number in failed if number >= load.recovered}
-    assert {number for number in late if load.engines[number] == "ping"} == set()
+    kept = site.kept.values()
+    waited = [site.kept[number] for number in site.waits.keys() & site.kept.keys()]
+    assert any(one.given_up for one in waited), "no leak was undone by a crash"
+    assert any(one.connected for one in waited), "no leak survived a crash"
+    assert any(one.is_session and not one.connected for one in kept), "every leak got a connection"
+    assert len(site.left) > OUTAGE, "hardly anything failed while the database was down"
+    late = {number for number in site.left if number >= load.recovered}
+    # Without a ping, the pool has dead connections, and says so once for each.
+    assert [site.left[number] for number in late if load.asked[number][1] == "ping"] == []
