@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Final
 
 LOGGER: Final = logging.getLogger("leakguard")
@@ -50,3 +51,11 @@ class Faults:
 
 FAULTS: Final = Faults()
 """Those of the process: a fault that every guard meets is logged once all the same."""
+
+
+def apart(decide: Callable[[], None]) -> None:
+    """Decide on one hold; a fault in it takes no other hold's verdict with it."""
+    try:
+        decide()
+    except Exception as error:  # noqa: BLE001  (the other holds' verdicts are due all the same)
+        FAULTS.report("leakguard's judge", error, "A verdict is lost. Please report it.")

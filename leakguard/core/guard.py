@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, Self
@@ -15,9 +13,10 @@ from leakguard.core.hold import ConnectionHold, Hold, take_out
 from leakguard.core.judge import Judge
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observers
+from leakguard.core.process import INSTALLED
 from leakguard.core.register import Register
 from leakguard.core.report import describe_return
-from leakguard.core.scope import NO_EVENTS, EventLog, Scope, Tally, current_scope
+from leakguard.core.scope import NO_EVENTS, EventLog, Scope, Tally
 from leakguard.core.settings import Mode
 from leakguard.core.verdict import Verdict
 from leakguard.core.watch import WATCH
@@ -79,7 +78,7 @@ class Guard:
                     source.attach(self)
                 self.installed = True
                 self._warns_uninstalled = False
-                _INSTALLED.add(self)
+                INSTALLED.add(self)
                 WATCH.join()
         return self
 
@@ -103,7 +102,7 @@ class Guard:
         with LOCK:
             if self.installed:
                 self.installed = False
-                _INSTALLED.discard(self)
+                INSTALLED.discard(self)
                 for source in reversed(self._sources):
                     leave(source)
                 self.forget()  # after that: until then a thread may take one more
@@ -146,7 +145,7 @@ class Guard:
         for hold in self._open.copy():
             if not hold.collected and not hold.open:
                 self.released(hold)
-            hold.settle()
+            hold.find_owner()
         return tuple(hold for hold in self._open.copy() if not hold.collected)
 
     def has(self, hold: Hold) -> bool:
@@ -330,38 +329,6 @@ class Guard:
     def _tell_resolved(self, finding: Finding) -> None:
         observers = self.observers
         observers.tell(observers.resolved, finding)
-
-
-_INSTALLED: Final[set[Guard]] = set()
-"""The guards that have something to forget in the child of a fork; changed under the lock."""
-
-
-def forget_parent() -> None:
-    """Begin anew in the child of a fork: what was out is the parent's to give back and to report.
-
-    The child has a copy of each connection, session and scope. Whatever becomes of the copy, the
-    parent still has, or gives back, its own.
-    """
-    for guard in _INSTALLED.copy():  # what goes with a hold may uninstall a guard
-        guard.forget()
-    scope = current_scope.get()
-    while scope is not None:  # what came back, too: the parent tells of it at the scope's end
-        scope.open_holds.clear()
-        scope.open_connections.clear()
-        scope.notable.clear()
-        scope = scope.parent
-
-
-def _settle_all() -> None:
-    """Say at the end of the process what would have been said later."""
-    for guard in tuple(_INSTALLED):
-        guard.settle()
-
-
-atexit.register(_settle_all)
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=forget_parent)
 
 
 _NOTABLE_LIMIT: Final = 100

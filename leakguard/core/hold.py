@@ -112,7 +112,12 @@ class Hold:
         """Whether it is still out; asks the library, whose word counts more than events."""
         raise NotImplementedError
 
-    def settle(self) -> None:
+    @property
+    def came_back(self) -> bool:
+        """Whether it was closed or given back, and not collected."""
+        return self.released_monotonic is not None and not self.collected
+
+    def find_owner(self) -> None:
         """Find out whose it is by now: called before anything is said about it."""
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from functools import cache
 from time import monotonic
 from typing import Final
 
@@ -19,6 +20,9 @@ MANY: Final = 100
 """More tasks than these are looked at once for all who ask, and not for each: about 0.1 ms."""
 _PAUSE: Final = 20e-6
 """Seconds from one such look to the next for each task: they take a twentieth of the time."""
+
+Scopes = Callable[[AbstractEventLoop], set[Scope]]
+"""Gives the scopes of which tasks run in a loop."""
 
 
 class Looks:
@@ -43,8 +47,14 @@ class Looks:
         """List the tasks that `scope` started and that still run, the current one left out."""
         return [task for task in self._look(loop) if scope.started(task)]
 
-    def scopes(self, loop: AbstractEventLoop) -> set[Scope]:
-        """Give the scopes that started tasks which still run, the current one left out."""
+    def for_all(self) -> Scopes:
+        """Give what looks at a loop's tasks once, however often it is asked.
+
+        It gives the scopes that started tasks which still run, the current one left out.
+        """
+        return cache(self._scopes)
+
+    def _scopes(self, loop: AbstractEventLoop) -> set[Scope]:
         return scopes_of(self._look(loop))
 
     def _look(self, loop: AbstractEventLoop) -> list[AnyTask]:

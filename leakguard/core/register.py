@@ -80,7 +80,7 @@ class Register:
 
 def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -> Finding:
     """Write down what is known of a hold now, before it changes."""
-    hold.settle()
+    hold.find_owner()
     late_by = hold.late_by if isinstance(hold, ConnectionHold) else None
     return Finding(
         kind=kind,

@@ -26,8 +26,9 @@ from leakguard import (
     allow,
 )
 from leakguard.core.faults import Faults
-from leakguard.core.guard import Guard, forget_parent
+from leakguard.core.guard import Guard
 from leakguard.core.lock import LOCK
+from leakguard.core.process import forget_parent
 from leakguard.core.register import Register
 from leakguard.core.settings import build_settings
 from leakguard.core.verdict import Verdict

@@ -677,7 +677,7 @@ def test_a_look_at_sessions_asks_what_became_of_each() -> None:
 @pytest.mark.usefixtures("many_tasks")
 def test_what_is_looked_at_later_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of sessions beyond it nothing is said; one look comes after the other."""
-    monkeypatch.setattr("leakguard.core.judge._LATER_LIMIT", 2)
+    monkeypatch.setattr("leakguard.core.session_judge._LIMIT", 2)
     bench = Bench()
     for after in (0.0, 0.0, 1.0, 0.0):
         bench.now += after

@@ -31,7 +31,7 @@ def test_a_look_finds_the_tasks_that_a_scope_started() -> None:
         looks, loop = Looks(), asyncio.get_running_loop()
         assert looks.started(scope, loop) == tasks[:1]
         assert looks.started(idle, loop) == []
-        assert looks.scopes(loop) == {scope, other}
+        assert looks.for_all()(loop) == {scope, other}
         for task in tasks:
             task.cancel()
 
@@ -49,13 +49,13 @@ def test_looks_at_many_tasks_take_a_twentieth_of_the_time() -> None:
         looks.started(scope, loop)
         assert not looks.dear
         tasks.append(asyncio.create_task(asyncio.sleep(1000)))
-        looks.scopes(loop)
+        looks.for_all()(loop)
         assert looks.dear
         assert looks.next_at == 100.0 + 101 * 20e-6
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        looks.scopes(loop)
+        looks.for_all()(loop)
         assert not looks.dear
 
     asyncio.run(main())

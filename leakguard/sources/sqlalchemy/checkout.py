@@ -101,13 +101,12 @@ class Checkout(ConnectionHold):
         mine = Use(session, site, session.times_closed > 0, session.returns > 0)
         self.uses = (first, *others, mine)
 
-    def settle(self) -> None:
+    def find_owner(self) -> None:
         """Of several sessions, link the one that still uses it.
 
         Of somebody without a session no event tells: that is who has it where no session does.
         """
-        came_back = self.released_monotonic is not None and not self.collected
-        if not self.facts.nests or came_back:
+        if not self.facts.nests or self.came_back:
             return
         uses = self.uses or (self._first_use(),)
         nobody = Use(None, uses[0].site, after_close=False, again=False)

@@ -1,0 +1,43 @@
+"""The guards of the process: what a fork and the end mean for them."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import TYPE_CHECKING, Final
+
+from leakguard.core.scope import current_scope
+
+if TYPE_CHECKING:
+    from leakguard.core.guard import Guard
+
+INSTALLED: Final[set[Guard]] = set()
+"""The guards that have something to forget in the child of a fork; changed under the lock."""
+
+
+def forget_parent() -> None:
+    """Begin anew in the child of a fork: what was out is the parent's to give back and to report.
+
+    The child has a copy of each connection, session and scope. Whatever becomes of the copy, the
+    parent still has, or gives back, its own.
+    """
+    for guard in INSTALLED.copy():  # what goes with a hold may uninstall a guard
+        guard.forget()
+    scope = current_scope.get()
+    while scope is not None:  # what came back, too: the parent tells of it at the scope's end
+        scope.open_holds.clear()
+        scope.open_connections.clear()
+        scope.notable.clear()
+        scope = scope.parent
+
+
+def _settle_all() -> None:
+    """Say at the end of the process what would have been said later."""
+    for guard in tuple(INSTALLED):
+        guard.settle()
+
+
+atexit.register(_settle_all)
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=forget_parent)
