@@ -21,7 +21,7 @@ class Item(Base):
 
 
 def database() -> Path:
-    """Give the path of the file, which is made where it does not exist.
+    """Return the path of the file, which is made where it does not exist.
 
     `EXAMPLES_DATABASE` names another one than `examples.db` in the working directory.
     """

@@ -21,8 +21,8 @@ class SettingsError(LeakGuardError, ValueError):
     """A setting has a value that is not allowed.
 
     The message names the setting, the value and what is allowed. Of a connection string it
-    shows no more than the scheme: what follows may be a password. Pickled, it has the text of a
-    value that cannot be.
+    shows no more than the scheme: what follows may be a password. A value that
+    cannot be pickled is replaced by its text when the error is.
     """
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
@@ -39,10 +39,10 @@ class SettingsError(LeakGuardError, ValueError):
 
 
 class ConnectionLeakError(LeakGuardError):
-    """Raised by the testing tools when something leaked; carries the `findings`.
+    """Reserved for the testing tools, which will raise it when something leaked.
 
-    Pickled, as multiprocessing does, its findings have neither `hold` nor `scope`, and tell the
-    same all the same.
+    It carries the `findings`. Pickled, as multiprocessing does, they have neither `hold` nor
+    `scope`, and tell the same all the same.
     """
 
     def __init__(self, findings: Iterable[Finding]) -> None:

@@ -12,7 +12,7 @@ from leakguard.exceptions import SettingsError
 from leakguard.observers.history import History
 from leakguard.observers.log import Log
 from leakguard.observers.warnings import Warnings
-from leakguard.sources.asgi import AsgiApp, RequestScopes
+from leakguard.sources.asgi import AsgiApp, ScopeMiddleware
 from leakguard.sources.routes import layers
 from leakguard.sources.sqlalchemy import SQLALCHEMY, check_engines
 
@@ -56,7 +56,7 @@ class LeakGuard(Guard):
         return self.observers.find(History)
 
 
-class LeakGuardMiddleware(RequestScopes):
+class LeakGuardMiddleware(ScopeMiddleware):
     """The one line: `app.add_middleware(LeakGuardMiddleware)`. Add it last: it is outermost then.
 
     Takes a `guard`, or the options of `LeakGuard` to make one of its own, and installs it.
@@ -69,8 +69,9 @@ class LeakGuardMiddleware(RequestScopes):
             if options.get("mode") is None:
                 options["mode"] = default_mode(debug=_debug(app))
             guard = LeakGuard(**options)
-            # Applications come and go in tests: the guard goes with its middleware, unless an
-            # option refers to the application: whoever is installed is told, and so kept alive.
+            # Applications come and go in tests: the guard goes with its middleware. Not so where an
+            # option refers to the application: an installed guard keeps its options alive, and
+            # they the application.
             weakref.finalize(self, WATCH.post, guard.abandon).atexit = False
         elif not isinstance(guard, LeakGuard):
             raise SettingsError("guard", guard, "must be a LeakGuard, or None for one of its own")

@@ -74,7 +74,7 @@ def parsed(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespace
 
 
 def factors_of(pyproject: dict[str, Any]) -> list[list[str]]:
-    """Give the versions of Python, of SQLAlchemy and of the framework, as tox calls them."""
+    """Return the versions of Python, of SQLAlchemy and of the framework, as tox calls them."""
     (listed,) = pyproject["tool"]["tox"]["env_list"]
     return [versions for labelled in listed["product"] for versions in labelled.values()]
 
@@ -103,7 +103,7 @@ def pairs(factors: list[list[str]]) -> list[str]:
 
 
 def chosen(factors: list[list[str]], *, everything: bool, corners: bool) -> list[str]:
-    """Give the environments that nobody has named."""
+    """Return the environments that nobody has named."""
     if corners:
         return list(CORNERS)
     return product(factors) if everything else pairs(factors)
@@ -125,7 +125,7 @@ def python_for(factor: str) -> str:
 
 
 def candidates(program: str) -> Iterator[str]:
-    """Give the programs of that name."""
+    """Return the programs of that name."""
     for folder in os.get_exec_path():
         if found := shutil.which(program, path=folder):
             yield found
@@ -134,7 +134,7 @@ def candidates(program: str) -> Iterator[str]:
 
 
 def runs(program: str, version: str) -> bool:
-    """Say whether a program is what its name says; pyenv puts stand-ins on PATH that fail."""
+    """Return whether a program is what its name says; pyenv puts stand-ins on PATH that fail."""
     script = "import sys; print('%d.%d' % sys.version_info[:2])"
     done = subprocess.run([program, "-c", script], capture_output=True, text=True, check=False)
     return done.stdout.strip() == version
@@ -153,7 +153,7 @@ def write_constraints(names: Sequence[str], groups: dict[str, list[Any]]) -> Non
 
 
 def constraints(pins: Sequence[str], wanted: Sequence[Requirement]) -> list[str]:
-    """Give the pins that agree with what is wanted, and what is wanted in place of the others."""
+    """Return the pins that agree with what is wanted, and what is wanted in place of the others."""
     kept: list[str] = []
     for pin in pins:
         name, _, version = pin.partition("==")
@@ -164,7 +164,7 @@ def constraints(pins: Sequence[str], wanted: Sequence[Requirement]) -> list[str]
 
 
 def normal(name: str) -> str:
-    """Give the one spelling of a package's name."""
+    """Return the one spelling of a package's name."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

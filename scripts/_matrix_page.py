@@ -71,7 +71,7 @@ def _gravity(count: str) -> bool:
 
 
 def troubles(outcomes: Iterable[Outcome]) -> list[str]:
-    """Say what must not be, a line each."""
+    """Return what must not be, a line each."""
     return [f"{one.name}: {trouble}" for one in outcomes for trouble in one.troubles]
 
 
@@ -112,7 +112,7 @@ def _versions(outcomes: Iterable[Outcome], package: str) -> str:
 
 
 def written(page: str, table: str) -> str:
-    """Give the page with the table in place of the one that it has."""
+    """Return the page with the table in place of the one that it has."""
     before, _, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:

@@ -43,13 +43,13 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture
 def recorder() -> Recorder:
-    """Give an observer that keeps what it is told."""
+    """Return an observer that keeps what it is told."""
     return Recorder()
 
 
 @pytest.fixture
 def guard(recorder: Recorder) -> Iterator[LeakGuard]:
-    """Give an installed guard that tells `recorder` and is taken out after the test."""
+    """Return an installed guard that tells `recorder` and is taken out after the test."""
     guard = LeakGuard(mode="testing", observers=[recorder])
     with guard:
         yield guard
@@ -57,7 +57,7 @@ def guard(recorder: Recorder) -> Iterator[LeakGuard]:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """Give an engine on a SQLite file, with the pool that a server database would have."""
+    """Return an engine on a SQLite file, with the pool that a server database would have."""
     engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}", pool_logging_name="main")
     yield engine
     engine.dispose()

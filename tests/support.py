@@ -74,7 +74,7 @@ class Recorder(Observer):
 
 
 def line_marked(where: ModuleType | FunctionType | type, marker: str) -> int:
-    """Give the number of the one line of a module, class or function that ends in `# marker`."""
+    """Return the number of the one line of a module, class or function that ends in `# marker`."""
     lines, first = inspect.getsourcelines(where)
     found = [
         number
@@ -85,7 +85,7 @@ def line_marked(where: ModuleType | FunctionType | type, marker: str) -> int:
     return found[0]
 
 
-def settle() -> None:
+def drain_watch() -> None:
     """Wait until the watch has done what was posted so far."""
     done = threading.Event()
     WATCH.start()
@@ -151,5 +151,5 @@ def fetch(app: Any, path: str) -> httpx.Response:
 
 
 def database(folder: Path) -> str:
-    """Give the URL of a SQLite file in `folder`, without driver."""
+    """Return the URL of a SQLite file in `folder`, without driver."""
     return f"/{folder / 'test.db'}"

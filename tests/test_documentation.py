@@ -35,7 +35,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def rows(heading: str) -> list[list[str]]:
-    """Give the cells of the first table with `heading` in its first line."""
+    """Return the cells of the first table with `heading` in its first line."""
     lines = iter(REFERENCE.splitlines())
     for line in lines:
         if line.startswith(f"| {heading} |"):
@@ -50,7 +50,7 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def names(text: str) -> set[str]:
-    """Give the words in backticks."""
+    """Return the words in backticks."""
     return set(re.findall(r"`(\w+)", text))
 
 
@@ -113,9 +113,9 @@ def test_every_fact_is_documented() -> None:
 def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
     """What a noun offers publicly is in the reference."""
     internal: set[str] = {
-        Hold: {"open", "usage", "lost_when_collected", "settle", *Hold.__slots__}
+        Hold: {"open", "usage", "lost_when_collected", "find_owner", "came_back", *Hold.__slots__}
         - {"pool", "scope"},
-        Scope: {"add", "take_out", "enter", "leave", "failed", "started", *Scope.__slots__}
+        Scope: {"add", "take_out", "enter", "leave", "note_exception", *Scope.__slots__}
         - {"type", "status", "cancelled", "exception", "trace_id"},
         CallSite: {"code"},
     }.get(noun, set())

@@ -102,7 +102,7 @@ def program(folder: Path, prints: str) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a home folder; there is no Python in it, and none on PATH."""
+    """Return a home folder; there is no Python in it, and none on PATH."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     return tmp_path
@@ -169,7 +169,7 @@ def test_the_newest_is_what_development_has() -> None:
 
 
 def ran(output: str, *, fastapi: str | None = "0.105.0", success: bool = True) -> dict[str, Any]:
-    """Give what tox writes of an environment in which tests ran."""
+    """Return what tox writes of an environment in which tests ran."""
     installed = ["SQLAlchemy==2.0.30", "starlette==0.27.0", "tzdata @ file:///somewhere"]
     installed += [f"fastapi=={fastapi}"] if fastapi else []
     result = {"success": success}

@@ -7,16 +7,28 @@ import logging
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from leakguard import History, LeakGuard, LeakGuardMiddleware, Log, SettingsError, Warnings
+from leakguard import (
+    FindingKind,
+    History,
+    LeakGuard,
+    LeakGuardMiddleware,
+    Log,
+    SettingsError,
+    Warnings,
+)
 from leakguard.core.settings import MODE_VARIABLE, Mode
 from leakguard.sources.sqlalchemy import SQLALCHEMY
-from tests.support import Recorder, fetch, settle
+from tests.support import Recorder, drain_watch, fetch
 
 
 @pytest.mark.parametrize(
@@ -102,14 +114,24 @@ def test_an_argument_wins_over_the_flag() -> None:
     assert middleware.guard.settings.mode is Mode.TESTING
 
 
-def test_the_stack_may_be_built_more_than_once(recorder: Recorder) -> None:
+def test_the_stack_may_be_built_more_than_once(recorder: Recorder, engine: Engine) -> None:
     """Starlette builds it anew when somebody asks, and a leak is found once all the same."""
-    app = Starlette()
+    kept: list[Session] = []
+
+    async def leak(_: Request) -> Response:
+        session = Session(engine)
+        session.execute(text("select 1"))
+        kept.append(session)
+        return Response()
+
+    app = Starlette(routes=[Route("/leak", leak)])
     app.add_middleware(LeakGuardMiddleware, observers=[recorder], mode="testing")
     stacks = [app.build_middleware_stack() for _ in range(2)]
     assert len(SQLALCHEMY.guards) == len(stacks)
-    fetch(app, "/unmatched")
-    assert [scope.name for scope in recorder.scopes_closed] == ["GET unmatched"]
+    fetch(app, "/leak")
+    assert [scope.name for scope in recorder.scopes_closed] == ["GET /leak"]
+    assert recorder.kinds == [FindingKind.LEAKED]
+    kept.pop().close()
 
 
 def test_a_guard_of_its_own_goes_with_the_middleware(recorder: Recorder) -> None:
@@ -120,7 +142,7 @@ def test_a_guard_of_its_own_goes_with_the_middleware(recorder: Recorder) -> None
         LeakGuardMiddleware(Starlette(), observers=[]).guard,
     ]
     gc.collect()
-    settle()
+    drain_watch()
     assert [guard.installed for guard in guards] == [True, False]
 
 

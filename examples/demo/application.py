@@ -67,7 +67,7 @@ class Example:
             sleep(0.01)
 
     def findings(self) -> tuple[Finding, ...]:
-        """Give what leakguard found so far, oldest first."""
+        """Return what leakguard found so far, oldest first."""
         history = self.guard.history
         return () if history is None else history.findings
 

@@ -130,7 +130,7 @@ def running(examples: Sequence[Example], watch: Watch, port: int) -> Generator[i
 
 
 def port_of(listener: socket.socket) -> int:
-    """Give the port that was taken."""
+    """Return the port that was taken."""
     port: int = listener.getsockname()[1]
     return port
 
@@ -148,7 +148,7 @@ def leave_running(screen: Screen, port: int) -> None:
 
 
 def complain(broken: Sequence[Claim]) -> None:
-    """Say what is not true, where it can be told from the pages."""
+    """Return what is not true, where it can be told from the pages."""
     print("The demonstration saw something else than it says:", file=sys.stderr)
     for claim in broken:
         print(f"  {claim}", file=sys.stderr)

@@ -94,7 +94,7 @@ class Life:
         return tuple(value for value, _ in groupby(moment.db for moment in self.moments))
 
     def line(self, what: What) -> int | None:
-        """Give the line of the example at which something happened."""
+        """Return the line of the example at which something happened."""
         return next((moment.line for moment in self.moments if moment.what is what), None)
 
 
@@ -209,7 +209,7 @@ def _line(moment: Moment) -> str:
 
 
 def verdict(life: Life) -> str:
-    """Say what leakguard said."""
+    """Return what leakguard said."""
     return ", ".join(finding.kind for finding in life.findings) or "silent"
 
 

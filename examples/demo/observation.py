@@ -176,7 +176,7 @@ class Watch:
             event.remove(example.engine, "checkout", observation.checked_out)
 
     def around(self, app: AsgiApp) -> AsgiApp:
-        """Give the application with a layer around it."""
+        """Return the application with a layer around it."""
 
         async def layer(scope: Any, receive: Receive, send: Send) -> None:  # noqa: ANN401  (ASGI's)
             observation = self._observation
@@ -202,7 +202,7 @@ class Watch:
 
 
 def line_in(code: CodeType, frame: FrameType | None) -> int | None:
-    """Give the line at which a function on the stack is."""
+    """Return the line at which a function on the stack is."""
     while frame is not None:
         if frame.f_code is code:
             return frame.f_lineno
@@ -220,7 +220,7 @@ def _watching(send: Send, observation: Observation) -> Send:
 
 
 def _code(function: Callable[..., object]) -> CodeType:
-    """Give the code of a function, of the original where leakguard has wrapped it."""
+    """Return the code of a function, of the original where leakguard has wrapped it."""
     return cast(CodeType, inspect.unwrap(function).__code__)
 
 

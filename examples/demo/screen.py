@@ -76,7 +76,7 @@ def table(*columns: str) -> Table:
 
 
 def titled(title: str, rest: str = "") -> Text:
-    """Give the line above a table."""
+    """Return the line above a table."""
     return Text.assemble((title, STRONG), (f"   {rest}" if rest else "", QUIET), "\n")
 
 

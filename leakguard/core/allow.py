@@ -77,7 +77,7 @@ def allow(reason: str) -> AllowedBlock:
 
 
 def _innermost(block: AllowedBlock | None) -> AllowedBlock | None:
-    """Give `block`, or the innermost of those around it that has not ended."""
+    """Return `block`, or the innermost of those around it that has not ended."""
     while block is not None and block.left:
         block = block.outer
     return block

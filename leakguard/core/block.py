@@ -34,7 +34,7 @@ class ScopeBlock:
                 "only: call guard.scope() for each"
             )
         guard = self._guard
-        scope = self._scope = Scope(guard, self._name, self._type, guard.new_log())
+        scope = self._scope = Scope(guard, self._name, self._type, guard.new_event_log())
         scope.opener = id(frame), frame.f_code
         guard.open_scope(scope)
         return scope
@@ -49,7 +49,7 @@ class ScopeBlock:
         # Nothing to do where it was never entered, or was left before.
         if scope is not None and scope.closed_at is None:
             if error is not None:
-                scope.failed(error)
+                scope.note_exception(error)
             self._guard.close_scope(scope)
 
     async def __aenter__(self) -> Scope:

@@ -20,7 +20,7 @@ from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
 
 Segments = Callable[[], Iterable[FrameType]]
-"""Gives the innermost frames of the further stacks that the current one hangs from.
+"""Returns the innermost frames of the further stacks that the current one hangs from.
 
 A stack that runs inside a greenlet ends where the greenlet starts; the code that awaits it is
 found on the stacks of its parents.
@@ -125,9 +125,9 @@ def capture(  # noqa: C901  (one loop: it runs at every checkout, and a call cos
 ) -> CallSite | None:
     """Walk outwards from `frame` and keep up to `limit` user frames.
 
-    Where an installed package opened the scope, as `opener` tells, and the user has no line since,
-    it is the application, and whoever called it merely starts it. `None` where neither the user
-    nor another installed package has a line on the stack.
+    If an installed package opened the scope (`opener`) and no user frame was seen since, that
+    package is the application: the walk ends there, because whoever is further out merely starts
+    it. `None` if neither the user nor another installed package has a line on the stack.
     """
     found: list[tuple[CodeType, int]] = []
     third_party: tuple[CodeType, int] | None = None
@@ -165,7 +165,7 @@ def no_segments() -> Iterable[FrameType]:
 
 
 def relative_path(file: str) -> str:
-    """Give `file` relative to the working directory where it lies below it."""
+    """Return `file` relative to the working directory where it lies below it."""
     try:
         directory = os.getcwd()
     except OSError:  # the working directory was removed
@@ -174,7 +174,7 @@ def relative_path(file: str) -> str:
 
 
 def import_path(file: str) -> str:
-    """Give `file` relative to the folder it is imported from: the same on every host."""
+    """Return `file` relative to the folder it is imported from: the same on every host."""
     # Python itself passes over entries that are no strings.
     roots = [_absolute(entry) for entry in sys.path if isinstance(entry, str)]
     below = [root for root in roots if file.startswith(root + os.sep)]
@@ -212,8 +212,8 @@ def _place_of(frame: FrameType) -> Place:
     if len(_places) >= _PLACES_LIMIT:
         _places.clear()
     variables = frame.f_globals
-    # What Jinja makes of a template has the template's file and lines of its own. The user's line
-    # is who renders it.
+    # What Jinja makes of a template has the template's file and lines of its own. The line to
+    # report is the one that renders it.
     template = _JINJA_TEMPLATE in variables
     place = Place.LIBRARY if template else classify(file, _module(variables))
     _places[file] = place
@@ -226,7 +226,7 @@ def _module(variables: dict[str, Any]) -> str:
 
 
 def _is_typed_in(frame: FrameType) -> bool:
-    """Say whether generated code is the user's: what stands at a prompt or after `python -c`.
+    """Return whether generated code is the user's: what stands at a prompt or after `python -c`.
 
     A script that is the main module has a file; what is generated in it, such as the methods
     of its dataclasses, is nobody's line.
@@ -236,7 +236,7 @@ def _is_typed_in(frame: FrameType) -> bool:
 
 
 def classify(file: str, module: str) -> Place:
-    """Say whose `file` is, by where it lies and by the name of its module."""
+    """Return whose `file` is, by where it lies and by the name of its module."""
     path = _absolute(file)
     if path in _BOUNDARIES:
         return Place.BOUNDARY

@@ -50,7 +50,7 @@ class Case:
     """Whether the session was constructed outside of any scope, and used in this one."""
     endpoint: CodeType | None = None
     """The function that the route names."""
-    holder: str | None = None
+    outlived_by: str | None = None
     """The task or thread that had it, where that went on after the scope."""
 
 
@@ -69,14 +69,14 @@ def diagnose(case: Case) -> Hint:
 
 
 def is_generator(code: CodeType | None) -> TypeGuard[CodeType]:
-    """Say whether calling the function makes a generator, sync or async: a dependency's form."""
+    """Return whether calling the function makes a generator, sync or async: a dependency's form."""
     return code is not None and bool(
         code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
     )
 
 
 def is_async(code: CodeType | None) -> bool:
-    """Say whether the function is `async def`."""
+    """Return whether the function is `async def`."""
     return code is not None and bool(
         code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
     )
@@ -229,7 +229,7 @@ def _name_loaded(operation: str, argument: object) -> str | None:
 
 @lru_cache(maxsize=1024)  # the same few functions come again and again, at the cost of a request
 def _has_block(code: CodeType | None) -> bool:
-    """Say whether the function has a `with` or `try` block, which might be a clean-up."""
+    """Return whether the function has a `with` or `try` block, which might be a clean-up."""
     # Coroutines and generators have an exception table of their own, for StopIteration; only
     # the handlers of blocks push an exception.
     return code is not None and any(
@@ -239,7 +239,7 @@ def _has_block(code: CodeType | None) -> bool:
 
 @lru_cache(maxsize=1024)
 def _closes_on_exception(code: CodeType) -> bool:
-    """Say whether a handler of the function closes something: that of `with`, or of `finally`."""
+    """Return whether a handler of the function, of `with` or of `finally`, closes something."""
     handling = False
     for instruction in dis.get_instructions(code):
         if instruction.opname in _HANDLER_BOUNDS:
@@ -303,7 +303,7 @@ def _generic_loss(case: Case) -> Hint:
 
 def _generic_outlives(case: Case) -> Hint:
     return Hint(
-        f"{case.holder or 'a task or thread'} was started by the scope and is still using it",
+        f"{case.outlived_by or 'a task or thread'} was started by the scope and is still using it",
         "await it before the request ends, or let it open and close a session of its own; if it "
         "is meant to go on, say so: with leakguard.allow(reason):",
     )
@@ -311,7 +311,8 @@ def _generic_outlives(case: Case) -> Hint:
 
 def _generic_late(_: Case) -> Hint:
     return Hint(
-        "something that runs after the response, such as a background task, kept it",
+        "something kept it after the last byte of the response: a background task, a clean-up, or "
+        "a client that reads slowly",
         "close the session before the slow part, or open one there; in FastAPI, "
         'Depends(..., scope="function") ends before the response is sent',
     )

@@ -91,8 +91,8 @@ class Evidence:
     the settings do not keep statements."""
     in_transaction: bool | None = None
     backend_pid: int | None = None
-    holder: str | None = None
-    """The task or thread that had it, where that is not the scope's own."""
+    outlived_by: str | None = None
+    """The task or thread that had it and still ran when its scope ended."""
     late_by: float | None = None
     """Seconds after the last byte of the response at which it came back."""
     waited: float | None = None
@@ -144,7 +144,7 @@ class Finding:
         return render(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give every fact of the finding as JSON-ready values."""
+        """Return every fact of the finding as JSON-ready values."""
         from leakguard.core.report import to_dict  # noqa: PLC0415  (report knows finding)
 
         return to_dict(self)
@@ -167,7 +167,7 @@ class SentFinding(Finding):
         return self.report
 
     def to_dict(self) -> dict[str, Any]:
-        """Give every fact of the finding, as it was then."""
+        """Return every fact of the finding, as it was then."""
         return self.facts.copy()
 
 

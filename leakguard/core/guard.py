@@ -79,7 +79,7 @@ class Guard:
                 self.installed = True
                 self._warns_uninstalled = False
                 INSTALLED.add(self)
-                WATCH.join()
+                WATCH.add_user()
         return self
 
     def uninstall(self) -> None:
@@ -106,12 +106,12 @@ class Guard:
                 for source in reversed(self._sources):
                     leave(source)
                 self.forget()  # after that: until then a thread may take one more
-                WATCH.leave()
+                WATCH.remove_user()
 
-    def settle(self) -> None:
+    def judge_pending(self) -> None:
         """Say what there is to say: nobody is left who could give a hold back."""
         self._hear_collected()
-        self._judge.settle()
+        self._judge.judge_pending()
 
     def _hear_collected(self) -> None:
         for hold in self._open.copy():
@@ -141,7 +141,7 @@ class Guard:
                 self.uninstall()
 
     def open_holds(self) -> tuple[Hold, ...]:
-        """Give a snapshot of every open hold, sessions and connections, oldest first."""
+        """Return a snapshot of every open hold, sessions and connections, oldest first."""
         for hold in self._open.copy():
             if not hold.collected and not hold.open:
                 self.released(hold)
@@ -149,7 +149,7 @@ class Guard:
         return tuple(hold for hold in self._open.copy() if not hold.collected)
 
     def has(self, hold: Hold) -> bool:
-        """Say whether a hold is among the open ones, as far as events told."""
+        """Return whether a hold is among the open ones, as far as events told."""
         return hold in self._open
 
     def scope(self, name: str, type: str = "job") -> ScopeBlock:  # noqa: A002  (the field's name for it)
@@ -169,8 +169,8 @@ class Guard:
             )
         return ScopeBlock(self, name, type)
 
-    def new_log(self) -> EventLog:
-        """Give what a new scope of this guard keeps its events in."""
+    def new_event_log(self) -> EventLog:
+        """Return what a new scope of this guard keeps its events in."""
         return EventLog() if self.settings.events else NO_EVENTS
 
     def open_scope(self, scope: Scope) -> None:
@@ -183,7 +183,7 @@ class Guard:
     def close_scope(self, scope: Scope) -> None:
         """End `scope` and judge what it did not give back. Never raises."""
         scope.leave()
-        scope.log.add("scope closed")
+        scope.event_log.add("scope closed")
         if (scope.open_holds or scope.notable) and self.installed:
             try:
                 self._judge.close(scope)
@@ -198,7 +198,7 @@ class Guard:
         self._open[hold] = None
         scope = hold.scope
         if scope is not None:
-            scope.log.add(_ACQUIRED[hold.resource], hold.site)
+            scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
             self._enter_scope(hold, scope)
         if not WATCH.started:
             WATCH.start()
@@ -207,13 +207,13 @@ class Guard:
             observers.tell(observers.acquired, hold)
 
     def hand_over(self, hold: Hold, guard: Guard, scope: Scope) -> None:
-        """Give a hold to the scope that its session belongs to, which may be another guard's."""
+        """Hand a hold over to the scope of its session, which may be another guard's."""
         if hold.scope is not None:
             hold.scope.take_out(hold)
-        self._judge.dismiss(hold)  # that scope may have ended before the checkout
+        self._judge.stop_waiting(hold)  # that scope may have ended before the checkout
         hold.guard, hold.scope = guard, scope
         if guard is self:
-            scope.log.add(_ACQUIRED[hold.resource], hold.site)
+            scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
             self._enter_scope(hold, scope)
             return
         self._open.pop(hold, None)
@@ -230,10 +230,10 @@ class Guard:
             return
         hold.released_monotonic = now = monotonic()
         if scope is not None:
-            scope.log.add(_RELEASED[hold.resource])
+            scope.event_log.add(_RELEASED[hold.resource])
             if scope.closed_at is None and isinstance(hold, ConnectionHold):
                 self._note(scope, hold, now)
-        self._judge.dismiss(hold)
+        self._judge.stop_waiting(hold)
         if hold in self._unresolved:
             self._resolve(hold)
         observers = self.observers

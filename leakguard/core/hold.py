@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from leakguard.core.scope import Scope
 
 
-class Hold:
+class Hold(ABC):
     """A pooled connection from checkout to checkin, or a session from construction to `close()`.
 
     It keeps nothing of the user's alive: weak references and plain values only. A source
@@ -67,14 +68,14 @@ class Hold:
         """Whether it is used with `await`; `None` where nobody knows yet."""
 
     @property
+    @abstractmethod
     def created_at(self) -> CallSite | None:
         """Where the session was constructed; `None` where there is no session."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def acquired_at(self) -> CallSite | None:
         """Where the connection was checked out; `None` for a session."""
-        raise NotImplementedError
 
     @property
     def held_for(self) -> float:
@@ -108,16 +109,16 @@ class Hold:
         return None
 
     @property
+    @abstractmethod
     def open(self) -> bool:
         """Whether it is still out; asks the library, whose word counts more than events."""
-        raise NotImplementedError
 
     @property
     def came_back(self) -> bool:
         """Whether it was closed or given back, and not collected."""
         return self.released_monotonic is not None and not self.collected
 
-    def find_owner(self) -> None:
+    def find_owner(self) -> None:  # noqa: B027  (most have no other owner to find)
         """Find out whose it is by now: called before anything is said about it."""
 
     @property
@@ -187,7 +188,7 @@ class ConnectionHold(Hold):
     """A connection of a pool."""
 
     __slots__ = (
-        "beside",
+        "already_held_at",
         "by_older_session",
         "late_by",
         "nested",
@@ -210,7 +211,7 @@ class ConnectionHold(Hold):
         of it."""
         self.nested = False
         """Whether its scope held another connection of the pool when it was checked out."""
-        self.beside: CallSite | None = None
+        self.already_held_at: CallSite | None = None
         """Where that other one was checked out."""
         self.sync_in_async = False
         """Whether it is synchronous and was checked out on a thread that runs an event loop."""

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import inspect
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from functools import lru_cache
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from leakguard.core.endings import Callback, on_done, on_gone
 from leakguard.core.strand import Strand, current_strand, is_running
-from leakguard.core.watch import WATCH
+from leakguard.core.tasks import AnyTask, current_task
 
 if TYPE_CHECKING:
     from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
-
-Callback = Callable[["Hold"], None]
-AnyTask = asyncio.Task[Any]
-LoopRef = weakref.ref[asyncio.AbstractEventLoop]
 
 
 class Holder(Protocol):
     """A task, strand or thread other than the one that opened the scope."""
 
     def running(self) -> bool:
-        """Say whether the work that acquired the hold still runs."""
+        """Return whether the work that acquired the hold still runs."""
         ...
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
@@ -57,7 +51,7 @@ class TaskHolder:
         return f"task {self._name!r}{function}"
 
     def running(self) -> bool:
-        """Say whether the task is not done."""
+        """Return whether the task is not done."""
         task = self._task()
         return task is not None and not task.done()
 
@@ -81,22 +75,22 @@ class StrandHolder:
         return self._name
 
     def running(self) -> bool:
-        """Say whether it has not ended."""
+        """Return whether it has not ended."""
         work = self._work()
         return work is not None and is_running(work)
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it in the watch thread when the coroutine or the greenlet goes."""
-        _on_gone(self._work(), hold, callback)
+        on_gone(self._work(), hold, callback)
 
 
-class _Work:
+class _ThreadRun:
     """A run of a function in a copied context; it lives as long as that copy of the context.
 
     A `ContextVar` set inside the copy is seen by nobody else, and goes when the copy goes.
     A traceback may keep the copy alive for longer than the run, so that alone proves nothing:
-    the run must also still have its outermost frame on the thread's stack. (The number of
-    a frame alone proves nothing either: any other frame may get the same address, and that of
+    the run must also still have its outermost frame on the thread's stack. (The `id()`
+    of a frame alone proves nothing either: any other frame may get the same address, and that of
     the next run of the same function, too.)
     """
 
@@ -108,7 +102,7 @@ class _Work:
         self.code = frame.f_code
 
 
-_work: Final[ContextVar[_Work | None]] = ContextVar("leakguard_work", default=None)
+_work: Final[ContextVar[_ThreadRun | None]] = ContextVar("leakguard_work", default=None)
 _THREAD_LOOPS: Final = (
     os.path.join(os.sep, "threading.py"),
     os.path.join(os.sep, "concurrent", "futures", "thread.py"),
@@ -125,7 +119,7 @@ class ThreadHolder:
 
     __slots__ = ("_code", "_frame", "_name", "_thread", "_work")
 
-    def __init__(self, work: _Work) -> None:
+    def __init__(self, work: _ThreadRun) -> None:
         self._work = weakref.ref(work)
         self._thread = work.thread
         self._frame = work.frame
@@ -136,7 +130,7 @@ class ThreadHolder:
         return f"thread {self._name!r}"
 
     def running(self) -> bool:
-        """Say whether the function that acquired the hold, or its caller, is on the stack.
+        """Return whether the function that acquired the hold, or its caller, is on the stack.
 
         In doubt it is: where somebody else keeps the copy of the context, and the thread's next
         work starts in a frame with the same address, that counts as the same work.
@@ -148,12 +142,12 @@ class ThreadHolder:
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it in the watch thread when the copy of the context goes."""
-        _on_gone(self._work(), hold, callback)
+        on_gone(self._work(), hold, callback)
 
 
 def current_holder(scope: Scope) -> Holder | None:
     """Name the task, strand or thread that runs now; `None` for the one that has `scope` open."""
-    # The owner is known by its number, which means nothing once the scope has ended.
+    # The owner is known by its `id()`, which means nothing once the scope has ended.
     owner = scope.owner if scope.closed_at is None else None
     task = current_task()
     if task is not None:
@@ -162,7 +156,7 @@ def current_holder(scope: Scope) -> Holder | None:
     if strand is not None:
         return None if id(strand.work) == owner else StrandHolder(strand)
     thread = threading.get_ident()
-    return None if thread == owner else ThreadHolder(_current_work(thread))
+    return None if thread == owner else ThreadHolder(_current_run(thread))
 
 
 def current_owner() -> int:
@@ -174,99 +168,15 @@ def current_owner() -> int:
     return threading.get_ident() if strand is None else id(strand.work)
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Give the event loop that runs in this thread."""
-    # `get_running_loop` raises where there is none, and raising is slow.
-    return asyncio._get_running_loop()  # noqa: SLF001  (exported by asyncio for this use)
-
-
-def loop_ref() -> LoopRef | None:
-    """Give a weak reference to the event loop that runs in this thread."""
-    loop = running_loop()
-    return None if loop is None else weakref.ref(loop)
-
-
-def current_task() -> AnyTask | None:
-    """Give the running task, `None` outside of an event loop."""
-    loop = running_loop()
-    return None if loop is None else asyncio.current_task(loop)
-
-
-def other_tasks(loop: asyncio.AbstractEventLoop) -> list[AnyTask]:
-    """List the tasks of `loop` that are not done, the current one left out."""
-    current = current_task()
-    return [task for task in asyncio.all_tasks(loop) if task is not current]
-
-
-def context_of(task: AnyTask) -> Context | None:
-    """Give the context a task runs in."""
-    get_context: Callable[[], Context] | None = getattr(task, "get_context", None)
-    return context_among_referents(task) if get_context is None else get_context()
-
-
-def context_among_referents(task: AnyTask) -> Context | None:
-    """Give the context of a task in Python 3.11, which does not tell, but refers to it."""
-    return next((item for item in gc.get_referents(task) if isinstance(item, Context)), None)
-
-
-def on_done(task: AnyTask, hold: Hold, callback: Callback) -> None:
-    """Call `callback(hold)` when `task` is done, unless the hold is gone by then.
-
-    Only in the thread that runs the task's loop: a task must not be touched from another one.
-    """
-    if task.get_loop() is running_loop():
-        waiting = _waiting.get(task)
-        if waiting is None:
-            waiting = _waiting[task] = _Waiting()
-            # In a context of its own: it would keep the current one alive.
-            task.add_done_callback(waiting.tell, context=Context())
-        waiting.add(hold, callback)
-
-
-def _on_gone(work: object | None, hold: Hold, callback: Callback) -> None:
-    """Call `callback(hold)` in the watch thread when `work` is collected."""
-    if work is not None:
-        waiting = _waiting.get(work)
-        if waiting is None:
-            waiting = _waiting[work] = _Waiting()
-            weakref.finalize(work, WATCH.post, waiting.tell).atexit = False
-        waiting.add(hold, callback)
-
-
-class _Waiting:
-    """The holds to judge again when a task or a run ends, each while anybody else knows it.
-
-    Work that outlives its scope may take and return any number of connections.
-    """
-
-    def __init__(self) -> None:
-        self._callbacks: dict[weakref.ref[Hold], Callback] = {}
-
-    def add(self, hold: Hold, callback: Callback) -> None:
-        """Have `callback(hold)` called; once, however often it is asked for."""
-        callbacks = self._callbacks
-        callbacks[weakref.ref(hold, lambda ref: callbacks.pop(ref, None))] = callback
-
-    def tell(self, *_: object) -> None:
-        """Call them: the work has ended."""
-        callbacks = self._callbacks.copy()
-        holds = [(ref(), callback) for ref, callback in callbacks.items()]
-        for hold, callback in [(hold, callback) for hold, callback in holds if hold is not None]:
-            callback(hold)
-
-
-_waiting: Final[weakref.WeakKeyDictionary[object, _Waiting]] = weakref.WeakKeyDictionary()
-
-
-def is_on_stack(stack: FrameType | None, number: int, code: CodeType) -> bool:
-    """Say whether the frame with that `id` and `code` is `stack` or one further out, or might be.
+def is_on_stack(stack: FrameType | None, frame_id: int, code: CodeType) -> bool:
+    """Return whether the frame with that id and code is, or might be, `stack` or further out.
 
     The thread goes on while its stack is walked. A frame that returns meanwhile still knows its
     caller, but a generator that yields does not: where the way ends at one, nobody knows.
     """
     outermost = stack
     while stack is not None:
-        if id(stack) == number and stack.f_code is code:
+        if id(stack) == frame_id and stack.f_code is code:
             return True
         outermost, stack = stack, stack.f_back
     return outermost is not None and bool(outermost.f_code.co_flags & _SUSPENDABLE)
@@ -275,19 +185,19 @@ def is_on_stack(stack: FrameType | None, number: int, code: CodeType) -> bool:
 _SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
-def _current_work(thread: int) -> _Work:
+def _current_run(thread: int) -> _ThreadRun:
     # The same copy of the context may run one function after the other, so that what an earlier
     # one left there says nothing about this one, unless it runs in the same frame.
     frame = _outermost_frame(sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     work = _work.get()
     if work is None or (work.thread, work.frame, work.code) != (thread, id(frame), frame.f_code):
-        work = _Work(thread, frame)
+        work = _ThreadRun(thread, frame)
         _work.set(work)
     return work
 
 
 def _outermost_frame(frame: FrameType) -> FrameType:
-    """Give the outermost frame of the work that the thread does now.
+    """Return the outermost frame of the work that the thread does now.
 
     The loop of a thread pool is not part of it: it outlives what it runs.
     """

@@ -8,25 +8,26 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from leakguard.core.endings import on_done
 from leakguard.core.faults import apart
 from leakguard.core.hold import ConnectionHold, SessionHold
-from leakguard.core.holder import AnyTask, LoopRef, loop_ref, on_done
-from leakguard.core.looks import Looks
 from leakguard.core.session_judge import SessionJudge
-from leakguard.core.verdict import Fate, Standing, Verdict, judge
+from leakguard.core.task_scan import TaskScan
+from leakguard.core.tasks import AnyTask, LoopRef, loop_ref
+from leakguard.core.verdict import Fate, Standing, Verdict, verdict_on
 from leakguard.core.watch import WATCH
 
 if TYPE_CHECKING:
     from leakguard.core.hold import Hold
     from leakguard.core.holder import Holder
-    from leakguard.core.looks import Scopes
     from leakguard.core.scope import Scope
+    from leakguard.core.task_scan import Scopes
 
-_LOOK_AGAIN_AFTER: Final = 1.0
-"""Seconds until the first look at work whose end might pass unnoticed: a thread's, a closed loop's.
-From one look to the next it is twice as long."""
+_RECHECK_AFTER: Final = 1.0
+"""Seconds until the first check of work whose end might pass unnoticed, as a thread's or a closed
+loop's. From one check to the next it is twice as long."""
 _LONGEST_PAUSE: Final = 60.0
-"""Seconds between two such looks at most."""
+"""Seconds between two such checks at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,16 +43,19 @@ class _Wait:
     """When the wait for the other work of the scope ends, by the judge's clock."""
     over: bool = False
     """Whether nothing is waited for any more, whatever the clock says."""
-    look_at: float | None = None
-    """When the next look is due, by the judge's clock."""
+    check_at: float | None = None
+    """When the next check is due, by the judge's clock."""
     postponed: bool = False
-    """Whether it waits for the next look at the tasks, which is for all who wait for it."""
-    pause: float = _LOOK_AGAIN_AFTER
-    """Seconds until the next look at work whose end might pass unnoticed."""
+    """Whether it waits for the next scan of the tasks, which is for all who wait for it."""
+    pause: float = _RECHECK_AFTER
+    """Seconds until the next check of work whose end might pass unnoticed."""
 
 
 class Judge:
-    """Decides on the holds of a guard's scopes, each exactly once."""
+    """Decides on the holds of a guard's scopes.
+
+    Each hold leads to one error at most. One in the hands of work that runs is judged again.
+    """
 
     def __init__(
         self,
@@ -71,10 +75,10 @@ class Judge:
         self._post_at = post_at
         self._clock = clock
         self._waits: dict[Hold, _Wait] = {}
-        self._looks = Looks(clock)
-        self._sessions = SessionJudge(late_after, found, self._looks, post_at, clock)
-        self._look_planned = False
-        """Whether there will be a look for those that are postponed."""
+        self._task_scan = TaskScan(clock)
+        self._sessions = SessionJudge(late_after, found, self._task_scan, post_at, clock)
+        self._scan_planned = False
+        """Whether there will be a scan for those that are postponed."""
 
     def close(self, scope: Scope) -> None:
         """Judge everything that `scope` still has; it has been marked closed."""
@@ -84,7 +88,7 @@ class Judge:
                 apart(partial(self._close_connection, scope, hold))
         self.tell_notable(scope)
         # Last, because it depends on what became of their connections.
-        scopes = self._looks.for_all()
+        scopes = self._task_scan.shared()
         for hold in holds:
             if isinstance(hold, SessionHold):
                 apart(partial(self._sessions.close, scope, hold, scopes))
@@ -93,9 +97,9 @@ class Judge:
         """Tell what there is to say about connections of the scope that came back."""
         notable, scope.notable = scope.notable, []
         for hold in notable:
-            apart(partial(self._found, hold, judge(_standing(hold, Fate.RETURNED))))
+            apart(partial(self._found, hold, verdict_on(_standing(hold, Fate.RETURNED))))
 
-    def dismiss(self, hold: Hold) -> None:
+    def stop_waiting(self, hold: Hold) -> None:
         """Wait for a hold no more: it has come back, or belongs to another scope now."""
         if self._waits:
             self._waits.pop(hold, None)
@@ -111,17 +115,17 @@ class Judge:
         """Decide on a hold that the garbage collector took while it was waited for."""
         self._again(hold)
 
-    def settle(self) -> None:
+    def judge_pending(self) -> None:
         """Judge at once what is waited for, as after the wait: nobody will be there by then."""
-        scopes = self._looks.for_all()
+        scopes = self._task_scan.shared()
         for wait in self._waits.copy().values():
-            apart(partial(self._settle, wait, scopes))
-        self._sessions.settle()
+            apart(partial(self._judge_wait, wait, scopes))
+        self._sessions.judge_pending()
 
     def forget(self) -> None:
         """Wait for nothing any more."""
         self._waits.clear()
-        self._look_planned = False  # whose watch may have gone, with the last guard or at a fork
+        self._scan_planned = False  # whose watch may have gone, with the last guard or at a fork
         self._sessions.forget()
 
     def _close_connection(self, scope: Scope, hold: ConnectionHold) -> None:
@@ -130,16 +134,16 @@ class Judge:
         if hold.collected:
             if session is not None:
                 session.connection_lost = True
-            self._found(hold, judge(_standing(hold, Fate.COLLECTED)))
+            self._found(hold, verdict_on(_standing(hold, Fate.COLLECTED)))
         elif hold.came_back or not hold.open:
             self._gone(hold)
-            self._found(hold, judge(_standing(hold, Fate.RETURNED)))
+            self._found(hold, verdict_on(_standing(hold, Fate.RETURNED)))
         else:
             if session is not None:
                 session.connection_lost = True
             self._decide(_Wait(hold, scope, loop_ref()))
 
-    def _settle(self, wait: _Wait, scopes: Scopes) -> None:
+    def _judge_wait(self, wait: _Wait, scopes: Scopes) -> None:
         # Of what is in the hands of work that runs it has been said that it outlives its scope.
         if wait.hold.collected or _running_holder(wait.hold) is None:
             wait.over = True
@@ -148,7 +152,7 @@ class Judge:
     def _decide(self, wait: _Wait, scopes: Scopes | None = None) -> None:
         """Judge a hold that was out when its scope ended, or have that done with others.
 
-        `scopes` gives those whose tasks run, where somebody looks for all.
+        `scopes` gives those whose tasks run, where one scan is for all.
         """
         hold = wait.hold
         if hold.allowed is not None:  # nothing will be said of it
@@ -161,11 +165,11 @@ class Judge:
             others = False
         elif scopes is not None:
             others = wait.scope in scopes(loop)
-        elif self._looks.dear:
+        elif self._task_scan.expensive:
             self._postpone(wait)
             return
         else:
-            tasks = self._looks.started(wait.scope, loop)
+            tasks = self._task_scan.started(wait.scope, loop)
             others = bool(tasks)
         # Whoever constructed the session before the scope began may be around it, as an outer
         # middleware is, and be about to close it.
@@ -176,18 +180,18 @@ class Judge:
                 on_done(task, hold, self._again)
 
     def _postpone(self, wait: _Wait) -> None:
-        """Have the hold judged after the next look at the tasks, with all that wait for it."""
+        """Have the hold judged after the next scan of the tasks, with all that wait for it."""
         if wait.until is None:
             wait.until = self._clock() + self._late_after
         wait.postponed = True
         self._waits[wait.hold] = wait
-        if not self._look_planned:
-            self._look_planned = True
-            self._post_at(self._looks.next_at, self._look_for_all)
+        if not self._scan_planned:
+            self._scan_planned = True
+            self._post_at(self._task_scan.next_at, self._judge_postponed)
 
-    def _look_for_all(self) -> None:
-        self._look_planned = False
-        scopes = self._looks.for_all()
+    def _judge_postponed(self) -> None:
+        self._scan_planned = False
+        scopes = self._task_scan.shared()
         for wait in self._waits.copy().values():
             if wait.postponed:
                 wait.postponed = False
@@ -203,7 +207,7 @@ class Judge:
         waited = wait.until is not None and now >= wait.until
         if expected and waited:
             hold.waited = self._late_after
-        verdict = judge(
+        verdict = verdict_on(
             _standing(
                 hold,
                 Fate.OUT,
@@ -223,14 +227,14 @@ class Judge:
         hold = wait.hold
         self._waits[hold] = wait
         when = self._clock() + wait.pause if wait.until is None else wait.until
-        if wait.look_at is None or when < wait.look_at:
-            wait.look_at = when
-            self._post_at(when, partial(self._look, wait))
+        if wait.check_at is None or when < wait.check_at:
+            wait.check_at = when
+            self._post_at(when, partial(self._recheck, wait))
         for holder in hold.holders:
             holder.on_end(hold, self._again)
 
-    def _look(self, wait: _Wait) -> None:
-        wait.look_at = None
+    def _recheck(self, wait: _Wait) -> None:
+        wait.check_at = None
         wait.pause = min(2 * wait.pause, _LONGEST_PAUSE)
         self._again(wait.hold)
 
@@ -264,7 +268,6 @@ def _standing(
     waited: bool = False,
 ) -> Standing:
     return Standing(
-        "connection",
         fate,
         holder_running=holder_running,
         others_running=others_running,

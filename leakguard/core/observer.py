@@ -88,7 +88,7 @@ class Observers:
         return iter(self._observers)
 
     def find(self, kind: type[ObserverT]) -> ObserverT | None:
-        """Give the first observer of a class."""
+        """Return the first observer of a class."""
         return next((one for one in self._observers if isinstance(one, kind)), None)
 
     def _arrange(self) -> None:

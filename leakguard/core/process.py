@@ -31,13 +31,13 @@ def forget_parent() -> None:
         scope = scope.parent
 
 
-def _settle_all() -> None:
+def _judge_pending() -> None:
     """Say at the end of the process what would have been said later."""
     for guard in tuple(INSTALLED):
-        guard.settle()
+        guard.judge_pending()
 
 
-atexit.register(_settle_all)
+atexit.register(_judge_pending)
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     os.register_at_fork(after_in_child=forget_parent)

@@ -94,7 +94,7 @@ def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -
             idle_for=hold.idle_for if hold.guard.settings.statements else None,
             in_transaction=hold.in_transaction,
             backend_pid=hold.backend_pid,
-            holder=hold.outlived_by,
+            outlived_by=hold.outlived_by,
             waited=hold.waited,
             late_by=late_by,
         ),
@@ -127,7 +127,7 @@ def case_of(hold: Hold, kind: FindingKind) -> Case:
             scope is not None and connection is not None and connection.session_from_outside
         ),
         endpoint=None if scope is None else scope.endpoint,
-        holder=hold.outlived_by,
+        outlived_by=hold.outlived_by,
     )
 
 
@@ -136,7 +136,7 @@ def _code(site: CallSite | None) -> CodeType | None:
 
 
 def _cut_short(scope: Scope) -> bool:
-    """Say whether its work did not come to its end because it was cancelled.
+    """Return whether its work did not come to its end because it was cancelled.
 
     An application that returns although its client has gone may have run to its end; it has not
     where it began a response and did not complete it.

@@ -85,12 +85,12 @@ def advice(finding: Finding) -> str:
 
 
 def to_dict(finding: Finding) -> dict[str, Any]:
-    """Give every fact as JSON-ready values under flat, stable names; `None` where it is unknown."""
+    """Return every fact as JSON-ready values under flat, stable names; `None` if it is unknown."""
     return {name: _told(name, fact, finding, None) for name, fact in _FACTS.items()}
 
 
 def _told(name: str, tell: Callable[[Finding], T], finding: Finding, instead: T) -> T:
-    """Give what `tell` gives; a finding is worth reading also where one of its facts is not."""
+    """Return what `tell` gives; a finding is worth reading also where one of its facts is not."""
     try:
         return tell(finding)
     except Exception as error:  # noqa: BLE001  (a report must come out whatever is in it)
@@ -122,10 +122,10 @@ _FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
     "idle_for": lambda f: f.evidence.idle_for,
     "in_transaction": lambda f: f.evidence.in_transaction,
     "backend_pid": lambda f: f.evidence.backend_pid,
-    "holder": lambda f: f.evidence.holder,
+    "outlived_by": lambda f: f.evidence.outlived_by,
     "late_by": lambda f: f.evidence.late_by,
     "waited": lambda f: f.evidence.waited,
-    "already_held": lambda f: _beside(f) and str(_beside(f)),
+    "already_held_at": lambda f: _site_dict(_already_held_at(f)),
     "scope": lambda f: f.scope and f.scope.name,
     "scope_type": lambda f: f.scope and f.scope.type,
     "route": lambda f: f.scope and f.scope.route,
@@ -149,8 +149,8 @@ def _site_dict(site: CallSite | None) -> dict[str, Any] | None:
     }
 
 
-def _beside(finding: Finding) -> CallSite | None:
-    return finding.hold.beside if isinstance(finding.hold, ConnectionHold) else None
+def _already_held_at(finding: Finding) -> CallSite | None:
+    return finding.hold.already_held_at if isinstance(finding.hold, ConnectionHold) else None
 
 
 def _who(finding: Finding) -> str:
@@ -179,11 +179,11 @@ _WHAT: Final[dict[FindingKind, Callable[[Finding], str]]] = {
         f"left a connection of pool {_pool(f)} to the garbage collector"
     ),
     FindingKind.OUTLIVES_SCOPE: lambda f: (
-        f"ended while {f.evidence.holder} still had a connection of pool {_pool(f)}"
+        f"ended while {f.evidence.outlived_by} still had a connection of pool {_pool(f)}"
     ),
     FindingKind.RETURNED_LATE: lambda f: (
         f"gave a connection of pool {_pool(f)} back "
-        f"{seconds(f.evidence.late_by or 0.0)} after the response"
+        f"{seconds(f.evidence.late_by or 0.0)} after the last byte of the response"
     ),
     FindingKind.NESTED_CHECKOUT: lambda f: (
         f"took a connection of pool {_pool(f)} while it held another one"
@@ -216,9 +216,9 @@ def _lines_facts(finding: Finding) -> Iterator[tuple[str, str]]:
         yield from _site_lines("checked out", acquired)
     if created is None and acquired is None:
         yield "checked out", "by code that has no line of the user's on its stack"
-    beside = _beside(finding)
-    if beside is not None:
-        yield "already held", str(beside)
+    held = _already_held_at(finding)
+    if held is not None:
+        yield "already held", str(held)
 
 
 def _statement_facts(finding: Finding) -> Iterator[tuple[str, str]]:
@@ -280,8 +280,8 @@ def _state(finding: Finding) -> str:
         parts.append(f"idle {seconds(evidence.idle_for)}")
     if evidence.backend_pid is not None:
         parts.append(f"backend pid {evidence.backend_pid}")
-    if evidence.holder is not None:
-        parts.append(_hands(finding.kind, evidence.holder))
+    if evidence.outlived_by is not None:
+        parts.append(_hands(finding.kind, evidence.outlived_by))
     if evidence.waited is not None:
         parts.append(f"waited {seconds(evidence.waited)} for somebody to give it back")
     return ", ".join(parts)

@@ -7,16 +7,17 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from leakguard.core.hold import take_out
-from leakguard.core.holder import context_of, current_owner
+from leakguard.core.holder import current_owner
+from leakguard.core.tasks import context_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
     from types import CodeType
 
     from leakguard.core.callsite import CallSite, Opener
     from leakguard.core.guard import Guard
     from leakguard.core.hold import ConnectionHold, Hold
-    from leakguard.core.holder import AnyTask
+    from leakguard.core.tasks import AnyTask
 
 
 class Event(NamedTuple):
@@ -47,7 +48,7 @@ class EventLog:
             self._events.append(Event(monotonic() - self._opened, what, where))
 
     def all(self) -> tuple[Event, ...]:
-        """Give the events in order."""
+        """Return the events in order."""
         return tuple(self._events)
 
 
@@ -65,7 +66,7 @@ class Tally:
     """Counts sessions by the line that constructed them: it makes the same mistake each time."""
 
     LIMIT: Final = 100
-    """Of how many of a line a scope says that nobody closed them."""
+    """How many unclosed sessions of one line are reported of a scope, at most."""
 
     __slots__ = ("_counts",)
 
@@ -91,9 +92,9 @@ class Scope:
         "cancelled",
         "closed_at",
         "endpoint",
+        "event_log",
         "exception",
         "guard",
-        "log",
         "notable",
         "open_connections",
         "open_holds",
@@ -122,10 +123,10 @@ class Scope:
         self.exception: str | None = None
         """The type name of the exception that ended it."""
         self.trace_id: str | None = None
-        """The trace it belongs to, in hexadecimal digits."""
+        """Reserved for the trace it belongs to; not set yet."""
         self.endpoint: CodeType | None = None
         """The code of the function that the route names."""
-        self.log = log
+        self.event_log = log
         self.opener: Opener | None = None
         """The frame that has its block; `None` where it has none, as a request."""
         self.parent = nearest_open(current_scope.get())
@@ -177,7 +178,7 @@ class Scope:
     @property
     def events(self) -> tuple[Event, ...]:
         """The lifecycle so far, where the settings keep it."""
-        return self.log.all()
+        return self.event_log.all()
 
     def enter(self) -> None:
         """Make it the current scope."""
@@ -210,39 +211,28 @@ class Scope:
                 before = nearest_open(before)
             current_scope.set(before)
 
-    def failed(self, error: BaseException) -> None:
+    def note_exception(self, error: BaseException) -> None:
         """Write down which exception ended it; the exception itself is not kept."""
         self.exception = type(error).__name__
         # By name, because trio and its exception need not be installed.
         if self.exception in ("CancelledError", "Cancelled"):
             self.cancelled = True
 
-    def started(self, task: AnyTask) -> bool:
-        """Say whether `task` was started from within this scope."""
-        context = context_of(task)
-        scope = None if context is None else context.get(current_scope)
-        while scope is not None and scope is not self:
-            scope = scope.parent
-        return scope is self
-
     def __repr__(self) -> str:
         return f"<Scope {self.type} {self.name!r}>"
 
 
-def scopes_of(tasks: Iterable[AnyTask]) -> set[Scope]:
-    """Give the scopes from within which `tasks` were started."""
-    scopes: set[Scope] = set()
-    for task in tasks:
-        context = context_of(task)
-        scope = None if context is None else context.get(current_scope)
-        while scope is not None:
-            scopes.add(scope)
-            scope = scope.parent
-    return scopes
+def scopes_around(task: AnyTask) -> Iterator[Scope]:
+    """Yield the scopes from within which `task` was started, the innermost first."""
+    context = context_of(task)
+    scope = None if context is None else context.get(current_scope)
+    while scope is not None:
+        yield scope
+        scope = scope.parent
 
 
 def nearest_open(scope: Scope | None) -> Scope | None:
-    """Give `scope`, or the innermost of those around it that has not ended."""
+    """Return `scope`, or the innermost of those around it that has not ended."""
     while scope is not None and scope.closed_at is not None:
         scope = scope.parent
     return scope

@@ -10,16 +10,16 @@ from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from leakguard.core.faults import apart
-from leakguard.core.holder import LoopRef, loop_ref, running_loop
 from leakguard.core.scope import Scope, Tally
-from leakguard.core.verdict import Fate, Standing, Verdict, judge
+from leakguard.core.tasks import LoopRef, loop_ref, running_loop
+from leakguard.core.verdict import Verdict, verdict_on_session
 
 if TYPE_CHECKING:
     from leakguard.core.hold import SessionHold
-    from leakguard.core.looks import Looks, Scopes
+    from leakguard.core.task_scan import Scopes, TaskScan
 
 _LIMIT: Final = 10_000
-"""How many sessions are looked at later, at most; of those beyond that nothing is said."""
+"""How many sessions are judged later, at most; of those beyond that nothing is said."""
 
 
 class _Unclosed(NamedTuple):
@@ -28,7 +28,7 @@ class _Unclosed(NamedTuple):
     hold: SessionHold
     scope: Scope
     loop: LoopRef | None
-    look_at: float
+    check_at: float
     """When there has been time enough to close it, by the judge's clock."""
 
 
@@ -39,18 +39,18 @@ class SessionJudge:
         self,
         late_after: float,
         found: Callable[[SessionHold, Verdict], None],
-        looks: Looks,
+        task_scan: TaskScan,
         post_at: Callable[[float, Callable[[], None]], None],
         clock: Callable[[], float],
     ) -> None:
         self._late_after = late_after
         self._found = found
-        self._looks = looks
+        self._task_scan = task_scan
         self._post_at = post_at
         self._clock = clock
         self._later: deque[_Unclosed] = deque()
-        self._planned = False
-        """Whether there will be a look for the sessions that are looked at later."""
+        self._check_planned = False
+        """Whether there will be a check of the sessions that are judged later."""
 
     def close(self, scope: Scope, hold: SessionHold, scopes: Scopes) -> None:
         """Decide on one that its scope had when it ended, or do so later, with others."""
@@ -61,56 +61,53 @@ class SessionJudge:
         # there is nothing more to say.
         if hold.connection_lost or holder_running or hold.collected:
             self._judge(scope, hold, holder_running=holder_running, others_running=False)
-        elif (loop := running_loop()) is not None and self._looks.dear:
-            self._look_later(scope, hold)
+        elif (loop := running_loop()) is not None and self._task_scan.expensive:
+            self._defer(scope, hold)
         else:
             running = loop is not None and scope in scopes(loop)
             self._judge(scope, hold, holder_running=False, others_running=running)
 
-    def settle(self) -> None:
-        """Decide at once on those that are looked at later."""
+    def judge_pending(self) -> None:
+        """Decide at once on those that are judged later."""
         apart(partial(self._judge_due, inf))
 
     def forget(self) -> None:
-        """Look at none later."""
+        """Judge none later."""
         self._later.clear()
-        self._planned = False  # as the watch may have gone that would have had it done
+        self._check_planned = False  # as the watch may have gone that would have had it done
 
     def _judge(
         self, scope: Scope, hold: SessionHold, *, holder_running: bool, others_running: bool
     ) -> None:
-        standing = Standing(
-            "session",
-            Fate.OUT,
+        verdict = verdict_on_session(
             holder_running=holder_running,
             others_running=others_running,
             with_connection=hold.connection_lost,
         )
-        verdict = judge(standing)
         # Collected ones beyond some are forgotten: to keep them must make no difference.
         if verdict.kind is None or not _told_enough(scope, hold):
             self._found(hold, verdict)
 
-    def _look_later(self, scope: Scope, hold: SessionHold) -> None:
+    def _defer(self, scope: Scope, hold: SessionHold) -> None:
         if len(self._later) < _LIMIT:
-            look_at = self._clock() + self._late_after
-            self._later.append(_Unclosed(hold, scope, loop_ref(), look_at))
-            self._plan_look()
+            check_at = self._clock() + self._late_after
+            self._later.append(_Unclosed(hold, scope, loop_ref(), check_at))
+            self._plan_check()
 
-    def _plan_look(self) -> None:
-        later = None if self._planned else next(iter(self._later.copy()), None)
+    def _plan_check(self) -> None:
+        later = None if self._check_planned else next(iter(self._later.copy()), None)
         if later is not None:
-            self._planned = True
-            self._post_at(max(later.look_at, self._looks.next_at), self._look)
+            self._check_planned = True
+            self._post_at(max(later.check_at, self._task_scan.next_at), self._check)
 
-    def _look(self) -> None:
-        """Judge the sessions whose time has come, with one look at the tasks of each loop."""
-        self._planned = False
+    def _check(self) -> None:
+        """Judge the sessions whose time has come, with one scan of the tasks of each loop."""
+        self._check_planned = False
         self._judge_due(self._clock())
-        self._plan_look()
+        self._plan_check()
 
     def _judge_due(self, now: float) -> None:
-        scopes = self._looks.for_all()
+        scopes = self._task_scan.shared()
         while unclosed := self._take_due(now):
             hold, scope, ref, _ = unclosed
             loop = None if ref is None else ref()
@@ -123,7 +120,7 @@ class SessionJudge:
     def _take_due(self, now: float) -> _Unclosed | None:
         """Take out the first session if its time has come; another thread may be at it, too."""
         with suppress(IndexError):
-            if self._later[0].look_at <= now:
+            if self._later[0].check_at <= now:
                 return self._later.popleft()
         return None
 

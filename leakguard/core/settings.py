@@ -112,7 +112,7 @@ def build_settings(options: Mapping[str, object]) -> Settings:
 
 
 def default_mode(*, debug: bool = False) -> Mode:
-    """Give the mode for where no option names one: the environment's, else development's signs.
+    """Return the mode for where no option names one: the environment's, else development's signs.
 
     `debug` is the application's own flag. Raises `SettingsError` for an unknown mode in the
     environment.
@@ -131,7 +131,7 @@ def _known_mode(setting: str, value: object) -> Mode:
 
 
 def check_seconds(name: str, value: object) -> float:
-    """Give a number of seconds as a float; raise `SettingsError` where it is none."""
+    """Return a number of seconds as a float; raise `SettingsError` where it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SettingsError(name, value, "must be a number of seconds")
     if not 0 <= value <= sys.float_info.max:  # neither NaN nor infinite nor a giant integer
@@ -144,14 +144,14 @@ def _seconds_or_none(name: str, value: object) -> float | None:
 
 
 def check_count(name: str, value: object) -> int:
-    """Give a whole number from 1 on; raise `SettingsError` where it is none."""
+    """Return a whole number from 1 on; raise `SettingsError` where it is none."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SettingsError(name, value, "must be a whole number, 1 or more")
     return value
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Give True or False; raise `SettingsError` for anything else."""
+    """Return True or False; raise `SettingsError` for anything else."""
     if not isinstance(value, bool):
         raise SettingsError(name, value, "must be True or False")
     return value
@@ -203,7 +203,7 @@ def _predicates(name: str, value: object) -> tuple[Callable[[Finding], bool], ..
 
 
 def _gives_no_answer(function: Callable[..., object]) -> bool:
-    """Say whether calling it does nothing yet: somebody would have to await or iterate it."""
+    """Return whether calling it does nothing yet: somebody would have to await or iterate it."""
     own_call = type(function).__call__  # of an object that can be called
     return any(
         kind(one)

@@ -19,7 +19,7 @@ class Strand(NamedTuple):
 
 
 def current_strand() -> Strand | None:
-    """Give the strand that runs now; `None` outside of trio and of gevent's greenlets."""
+    """Return the strand that runs now; `None` outside of trio and of gevent's greenlets."""
     strand = None
     if (trio := modules.get("trio.lowlevel")) is not None:
         strand = _trio_task(trio)
@@ -29,7 +29,7 @@ def current_strand() -> Strand | None:
 
 
 def is_running(work: Any) -> bool:  # noqa: ANN401  (of a library that need not be installed)
-    """Say whether the work of a strand has not ended."""
+    """Return whether the work of a strand has not ended."""
     if hasattr(work, "dead"):
         return not work.dead
     return work.cr_frame is not None

@@ -8,27 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, Literal
+from typing import Final
 
 from leakguard.core.finding import FindingKind
 
 
 class Fate(Enum):
-    """What became of a hold by the end of its scope."""
+    """What became of a connection by the end of its scope."""
 
     OUT = auto()
     """Nobody had given it back when the scope ended."""
     RETURNED = auto()
-    """It was closed."""
+    """It was given back."""
     COLLECTED = auto()
-    """The garbage collector took it before the scope ended, or outside of any scope."""
+    """The garbage collector took it before the scope ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """All that a verdict depends on."""
+    """All that the verdict on a connection depends on."""
 
-    resource: Literal["connection", "session"]
     fate: Fate
     holder_running: bool = False
     """The task or thread that acquired it still runs, and is not the one that opened the scope."""
@@ -42,8 +41,6 @@ class Standing:
     """Its scope held another connection of the pool when it was checked out."""
     sync_in_async: bool = False
     """It is synchronous and was checked out on a thread that runs an event loop."""
-    with_connection: bool = False
-    """A session: one of its connections is out, or has a finding of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +59,36 @@ CLEAN: Final = Verdict()
 WAIT: Final = Verdict(wait=True)
 
 
-def judge(standing: Standing) -> Verdict:
-    """Give the verdict on a hold whose scope has ended."""
-    if standing.resource == "session":
-        return _judge_session(standing)
+def verdict_on(standing: Standing) -> Verdict:
+    """Return the verdict on a connection whose scope has ended."""
     if standing.fate is Fate.OUT:
-        return _judge_out(standing)
+        return _verdict_on_out(standing)
     if standing.fate is Fate.COLLECTED:
         return _named(FindingKind.RECLAIMED, standing)
     return _named(None, standing)
 
 
-def _judge_out(standing: Standing) -> Verdict:
+def verdict_on_session(
+    *, holder_running: bool, others_running: bool, with_connection: bool
+) -> Verdict:
+    """Return the verdict on a session that nobody had closed when its scope ended.
+
+    The first two are those of a `Standing`; `with_connection` says that one of its connections is
+    out, or has a finding of its own.
+    """
+    # Somebody may be about to close it; a mere notice is not worth the wait.
+    if with_connection or holder_running or others_running:
+        return CLEAN
+    return Verdict(FindingKind.UNCLOSED_SESSION)
+
+
+def _verdict_on_out(standing: Standing) -> Verdict:
     """Who may still give it back decides."""
     if standing.holder_running:
         return _named(FindingKind.OUTLIVES_SCOPE, standing, wait=True)
     if standing.others_running and not standing.waited:
         return WAIT
     return _named(FindingKind.LEAKED, standing)
-
-
-def _judge_session(standing: Standing) -> Verdict:
-    accounted_for = standing.fate is Fate.RETURNED or standing.with_connection
-    # Somebody may be about to close it; a mere notice is not worth the wait.
-    if accounted_for or standing.holder_running or standing.others_running:
-        return CLEAN
-    return Verdict(FindingKind.UNCLOSED_SESSION)
 
 
 def _named(kind: FindingKind | None, standing: Standing, *, wait: bool = False) -> Verdict:

@@ -55,14 +55,14 @@ class Watch:
                 else:
                     self.started = True
 
-    def join(self) -> None:
+    def add_user(self) -> None:
         """Count one more guard that may need the thread."""
         with self._starting:
             self._users += 1
         if not self._inbox.empty():  # the guard of an application that is gone waits for its end
             self.start()
 
-    def leave(self) -> None:
+    def remove_user(self) -> None:
         """End the thread with the last guard. What is posted is done, what is for later is not."""
         with self._starting:
             self._users -= 1

@@ -86,7 +86,7 @@ class Log(Observer):
             self._logger.log(level, "%s", text, extra=fields_of(finding))
 
     def _due(self, key: str, now: float) -> int | None:
-        """Say how many occurrences the line to log now stands for.
+        """Return how many occurrences the line to log now stands for.
 
         0: log in full. `None`: not now.
         """
@@ -112,7 +112,7 @@ def _key(finding: Finding) -> str:
 
 
 def fields_of(finding: Finding) -> dict[str, Any]:
-    """Give the facts of a finding as flat `extra` fields of a log record."""
+    """Return the facts of a finding as flat `extra` fields of a log record."""
     facts = to_dict(finding)
     for name in ("created_at", "acquired_at"):
         site: dict[str, Any] = facts.pop(name) or {}

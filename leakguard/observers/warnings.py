@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 class Warnings(Observer):
-    """Warns once for every distinct leak, where its session was constructed.
+    """Warns once for every distinct leak.
 
-    Else where the connection was checked out. A filter that turns the warning into an error
-    has no one to raise it to but a request that did nothing wrong: it is shown all the same.
+    The warning points at the line that constructed the session, or else at the checkout. A filter
+    that makes an error of it changes nothing: no code of the user's runs that it could be raised
+    in, so that it is shown instead.
     """
 
     LIMIT: Final = 1000

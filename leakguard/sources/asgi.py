@@ -29,7 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 
-class RequestScopes:
+class ScopeMiddleware:
     """ASGI middleware that opens a scope for every request and WebSocket connection.
 
     Exceptions and cancellation pass unchanged. The lifespan and types it does not know are
@@ -51,7 +51,7 @@ class RequestScopes:
         try:
             await self.app(scope, request.noting_receive(receive), request.noting_send(send))
         except BaseException as error:
-            request.failed(error)
+            request.note_exception(error)
             raise
         finally:
             request.let_go(scope)
@@ -70,8 +70,8 @@ class RequestScope(Scope):
         method = asgi.get("method")
         self._method: str | None = method if method is None or method in _METHODS else _OTHER_METHOD
         kind = asgi["type"]
-        super().__init__(guard, self._method or _PREFIXES[kind], kind, guard.new_log())
-        self.log.add("request received")
+        super().__init__(guard, self._method or _PREFIXES[kind], kind, guard.new_event_log())
+        self.event_log.add("request received")
 
     @property
     def name(self) -> str:
@@ -94,9 +94,9 @@ class RequestScope(Scope):
         """The HTTP method; `None` for a WebSocket connection."""
         return self._method
 
-    def failed(self, error: BaseException) -> None:
+    def note_exception(self, error: BaseException) -> None:
         """Note the exception that leaves the application, and what the client gets for it."""
-        super().failed(error)
+        super().note_exception(error)
         self._see_copy(None, error)
         if self.type == "http" and self.status is None and not self.cancelled:
             self.status = _SERVER_ERROR
@@ -133,7 +133,7 @@ class RequestScope(Scope):
             message = await receive()
             if message.get("type") == "http.disconnect" and self.responded_at is None:
                 self.cancelled = True
-                self.log.add("client disconnected")
+                self.event_log.add("client disconnected")
             return message
 
         return noting
@@ -146,10 +146,10 @@ class RequestScope(Scope):
             if kind in _LAST_MESSAGES:
                 if not message.get("more_body", False):
                     self.responded_at = monotonic()
-                    self.log.add("last byte sent")
+                    self.event_log.add("last byte handed to the server")
             elif kind in _START_MESSAGES:
                 self.status = message.get("status")
-                self.log.add("response started")
+                self.event_log.add("response started")
                 self._see_copy(sys._getframe(1), sys.exception())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
             elif kind == "websocket.accept":
                 self._see_copy(sys._getframe(1), None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented

@@ -55,19 +55,19 @@ class Patch:
         placement = _Placement(original)
         wrapped = self._wrap(original)
 
-        resumes = self._resumes
+        retire_or_take_over = self._retire_or_take_over
 
         # Its first parameter has the name that everybody gives it, and callers may use.
         @functools.wraps(original)
         def wrapper(self: object, *args: object, **kwargs: object) -> Any:  # noqa: ANN401  (whatever the original gives)
-            if placement.active or resumes(placement):
+            if placement.active or retire_or_take_over(placement):
                 return wrapped(self, *args, **kwargs)
             return original(self, *args, **kwargs)
 
         placement.wrapper = wrapper
         return placement
 
-    def _resumes(self, placement: _Placement) -> bool:
+    def _retire_or_take_over(self, placement: _Placement) -> bool:
         """Decide what becomes of a wrapper that is not in use, but is called."""
         latest = self._placement
         on_top = self._owner.__dict__[self._name] is placement.wrapper

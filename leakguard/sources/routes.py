@@ -62,7 +62,7 @@ class RouteLookup:
 
 
 def is_routed(scope: AsgiScope) -> bool:
-    """Say whether a router found a function, or nothing, for this very scope and no copy of it."""
+    """Return whether a router found a function, or nothing, for this scope and no copy of it."""
     endpoint = scope.get("endpoint")
     return "router" in scope if endpoint is None else isinstance(endpoint, FunctionType)
 
@@ -97,14 +97,14 @@ def _scope_of(frame: FrameType) -> AsgiScope | None:
 
 
 def known_template(scope: AsgiScope) -> str | None:
-    """Give the template where the ASGI scope tells it; `None` where the routes must be matched."""
+    """Return the template if the ASGI scope tells it; `None` if the routes must be matched."""
     if "app_root_path" in scope:  # a mount was passed
         return None
     return _included_path(scope) or _path(scope.get("route"))
 
 
 def _included_path(scope: Mapping[str, Any]) -> str | None:
-    """Give the path of a route of an included router: only this context knows the prefixes."""
+    """Return the path of a route of an included router: only this context knows the prefixes."""
     fastapi = scope.get("fastapi")
     context = fastapi.get("effective_route_context") if fastapi else None
     return _path(getattr(context, "starlette_route", None)) or _path(context)
@@ -127,7 +127,7 @@ def _match(routes: Iterable[Any], request: dict[str, Any]) -> str | None:
 
 
 def _flattened(routes: Iterable[Any]) -> Iterator[Any]:
-    """Give the routes of included routers, which FastAPI keeps in a tree from 0.137 on."""
+    """Return the routes of included routers, which FastAPI keeps in a tree from 0.137 on."""
     for route in routes:
         contexts = getattr(route, "effective_route_contexts", None)
         if contexts is None:
@@ -160,7 +160,7 @@ def _router_behind(app: Any) -> Any:  # noqa: ANN401  (any ASGI application)
 
 
 def layers(app: Any) -> Iterator[Any]:  # noqa: ANN401  (any ASGI application)
-    """Give an application and what it wraps, from the outside inwards."""
+    """Return an application and what it wraps, from the outside inwards."""
     for _ in range(_WRAPPED_AT_MOST):  # one that wraps itself has no end
         if app is None:
             return

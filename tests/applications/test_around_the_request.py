@@ -122,7 +122,7 @@ def test_the_one_whose_session_it_is_has_it_in_hand(
 
     application.run(after)
     assert recorder.kinds == [OUTLIVES]
-    assert "task 'longer'" in str(recorder.findings[0].evidence.holder)
+    assert "task 'longer'" in str(recorder.findings[0].evidence.outlived_by)
     recorder.wait_for(lambda: recorder.resolutions)
 
 

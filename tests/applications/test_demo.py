@@ -45,7 +45,7 @@ class Output:
         return self.text.splitlines()
 
     def table(self, title: str) -> list[list[str]]:
-        """Give the cells of the table below the line that matches `title`, a regex."""
+        """Return the cells of the table below the line that matches `title`, a regex."""
         start = next(n for n, line in enumerate(self.lines) if re.match(title, line))
         rule = next(n for n, line in enumerate(self.lines) if n > start and line.startswith("──"))
         head, rows = self.lines[rule - 1], self.lines[rule + 1 :]
@@ -55,7 +55,7 @@ class Output:
         return [cells(row, begins) for row in rows[: rows.index("")]]
 
     def quoted(self, title: str) -> str:
-        """Give the words in the frame that has `title`, each line break and indent a blank."""
+        """Return the words in the frame that has `title`, each line break and indent a blank."""
         start = next(n for n, line in enumerate(self.lines) if line.startswith(f"╭─ {title} "))
         end = next(n for n, line in enumerate(self.lines) if n > start and line[0] == "╰")
         return words(line.strip("│") for line in self.lines[start + 1 : end])
@@ -71,7 +71,7 @@ def words(lines: Iterable[str]) -> str:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Give the environment that a person has, whatever that of the tests is like."""
+    """Return the environment that a person has, whatever that of the tests is like."""
     unwanted = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "LEAKGUARD_MODE", "PYTHONIOENCODING")
     # Coverage, which is not needed here, may hang as the server's threads end: it asks greenlet for
     # the current greenlet while greenlet destroys what it knows of such a thread.
@@ -140,7 +140,7 @@ def read(terminal: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def piped() -> Output:
-    """Give the output of one run into a file, where nothing is known of its width."""
+    """Return the output of one run into a file, where nothing is known of its width."""
     return run()
 
 
@@ -277,7 +277,7 @@ def test_the_report_and_the_warning_are_shown(piped: Output) -> None:
 
 
 def shortage(output: Output, title: str) -> list[list[str]]:
-    """Give the rows on the small pool, without the time that each request took."""
+    """Return the rows on the small pool, without the time that each request took."""
     return [
         [number, item, out, saw, error] for number, item, out, _, saw, error in output.table(title)
     ]
@@ -388,7 +388,7 @@ def test_a_terminal_without_unicode_is_served_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """Give a folder with examples, of which the one with `finally` has none."""
+    """Return a folder with examples, of which the one with `finally` has none."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     example = tmp_path / "examples" / "with_finally.py"
     text = example.read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ def shop(engine: Engine, tmp_path: Path) -> Shop:
 
 @pytest.fixture(params=["alone", "inside BaseHTTPMiddleware", "outside BaseHTTPMiddleware"])
 def app(request: pytest.FixtureRequest, shop: Shop, guard: LeakGuard) -> FastAPI:
-    """Give the application with leakguard, alone or beside middleware that starts tasks."""
+    """Return the application with leakguard, alone or beside middleware that starts tasks."""
     app = make_app(shop)
     if request.param == "outside BaseHTTPMiddleware":
         app.add_middleware(PassOn)
@@ -48,7 +48,7 @@ def url(app: FastAPI) -> Iterator[str]:
 
 
 def lines(finding: Finding) -> tuple[int | None, int | None]:
-    """Give the lines that a finding names: of the construction, and of the checkout."""
+    """Return the lines that a finding names: of the construction, and of the checkout."""
     hold = finding.hold
     assert hold is not None
     for site in (hold.created_at, hold.acquired_at):

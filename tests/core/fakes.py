@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from leakguard.core.guard import Guard, Source
 from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.core.holder import current_holder
 from leakguard.core.register import make_finding as finding_of
-from leakguard.core.scope import NO_EVENTS
+from leakguard.core.scope import NO_EVENTS, current_scope
 from leakguard.core.settings import build_settings
 
 
@@ -105,19 +106,19 @@ def construct(
 
 
 def here() -> CallSite:
-    """Give the call site of the caller."""
+    """Return the call site of the caller."""
     site = capture(sys._getframe(1), 12, no_segments)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     assert site is not None
     return site
 
 
 def site_of(code: CodeType | FunctionType) -> CallSite:
-    """Give the call site of a function's first line."""
+    """Return the call site of a function's first line."""
     return CallSite(((code.__code__ if isinstance(code, FunctionType) else code, 0),))
 
 
 def site_at(file: str, line: int, function: str, *callers: CallSite) -> CallSite:
-    """Give a call site in a file of the working directory that need not exist."""
+    """Return a call site in a file of the working directory that need not exist."""
     path = os.path.join(os.getcwd(), *file.split("/"))  # noqa: PTH109, PTH118  (code objects name files as strings)
     variables: dict[str, Any] = {}
     exec(compile("\n" * (line - 1) + f"def {function}(): ...", path, "exec"), variables)  # noqa: S102  (text of the tests)
@@ -137,3 +138,15 @@ def make_finding(kind: FindingKind = FindingKind.LEAKED) -> Finding:
     guard = make_guard()
     hold = FakeConnection(guard, ended_scope(guard, "nightly import"), here())
     return finding_of(hold, kind, ())
+
+
+async def let_tasks_run() -> None:
+    """Let what is ready run."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def start_within(scope: Scope) -> asyncio.Task[object]:
+    """Start a task that never ends in the context of a scope."""
+    current_scope.set(scope)
+    return asyncio.create_task(asyncio.Event().wait())

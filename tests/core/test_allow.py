@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from leakguard import LeakGuardError, SettingsError, allow
-from tests.core.fakes import installed, take
+from tests.core.fakes import FakeConnection, installed, make_guard, take
+from tests.support import Recorder
 
 
 def test_the_block_s_end_is_its_end() -> None:
@@ -123,3 +124,50 @@ def test_work_that_was_started_in_a_block_stays_in_it() -> None:
 
     assert started.run(work) == ["something else", "streams the export"]
     guard.uninstall()
+
+
+def test_what_is_allowed_is_exempt(recorder: Recorder) -> None:
+    """Only what is acquired inside the block."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        with allow("streams the export"):
+            exempt = take(guard, scope)
+        accused = take(guard, scope)
+    assert exempt.allowed == "streams the export"
+    assert [finding.hold for finding in recorder.findings] == [accused]
+    guard.uninstall()
+
+
+@pytest.mark.parametrize("reason", ["", "  ", None, 7])
+def test_allow_needs_a_reason(reason: object) -> None:
+    """The next reader needs it."""
+    with pytest.raises(SettingsError) as raised, allow(reason):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
+        raise AssertionError
+    assert str(raised.value) == (
+        f"reason={reason!r} is not allowed: must say in a few words why the use is deliberate"
+    )
+
+
+def test_a_reason_that_a_source_gave_is_kept(recorder: Recorder) -> None:
+    """A connection is exempt because its session is, wherever it is checked out."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        hold = FakeConnection(guard, scope)
+        hold.allowed = "its session is exempt"
+        with allow("another reason"):
+            guard.acquired(hold)
+    assert hold.allowed == "its session is exempt"
+    assert recorder.findings == []
+    guard.uninstall()
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["a copy", "a strange one"])
+def test_allow_may_end_in_another_context(knows: bool) -> None:
+    """Frameworks run the halves of a synchronous dependency in copies of the context."""
+    guard = make_guard()
+    block = allow("streams the export")
+    entered = contextvars.copy_context()
+    entered.run(block.__enter__)
+    left = entered.copy() if knows else contextvars.Context()
+    left.run(block.__exit__, None, None, None)
+    assert left.run(take, guard).allowed is None

@@ -6,7 +6,7 @@ import pytest
 
 from leakguard import FindingKind, allow
 from tests.core.fakes import construct, here, installed, take
-from tests.support import Recorder, settle
+from tests.support import Recorder, drain_watch
 
 LIMIT = 3
 
@@ -33,13 +33,13 @@ def test_of_the_unclosed_sessions_of_a_line_the_first_are_told(
             for _ in range(LIMIT):
                 guard.collected(construct(guard, scope, site))
                 construct(guard, scope, site)
-        settle()
+        drain_watch()
         recorder.holds_released.clear()
         sessions = [construct(guard, scope, site) for _ in range(LIMIT + 2)]
         other = construct(guard, scope, here())
         for session in sessions[:collected]:
             guard.collected(session)
-        settle()
+        drain_watch()
         forgotten = sessions[LIMIT:collected]
         assert not set(forgotten).intersection(scope.open_holds)
         assert recorder.holds_released == sessions[:collected]

@@ -212,7 +212,7 @@ async def async_job():
 
 
 def installed(file: str, **variables: object) -> dict[str, Any]:
-    """Give what `INSTALLED_JOB` defines, as a module of an installed package."""
+    """Return what `INSTALLED_JOB` defines, as a module of an installed package."""
     path = f"{SITE_PACKAGES}/{file}"
     module = {"__name__": file.removesuffix(".py").replace("/", "."), **variables}
     exec(compile(INSTALLED_JOB, path, "exec"), module)  # noqa: S102  (text of the test)
@@ -264,7 +264,7 @@ def test_an_installed_application_is_named_inside_of_an_event_loop() -> None:
 
 
 def only(frame: FrameType, count: int) -> Any:
-    """Give a stack of `count` frames, and no more."""
+    """Return a stack of `count` frames, and no more."""
 
     class Shown:
         """A frame without those outside of it."""

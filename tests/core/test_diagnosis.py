@@ -499,7 +499,10 @@ NOTICES = {
         ),
     ),
     FindingKind.RETURNED_LATE: (
-        "something that runs after the response, such as a background task, kept it",
+        (
+            "something kept it after the last byte of the response: a background task, a "
+            "clean-up, or a client that reads slowly"
+        ),
         (
             "close the session before the slow part, or open one there; in FastAPI, "
             'Depends(..., scope="function") ends before the response is sent'
@@ -545,7 +548,7 @@ def test_a_notice_is_explained_by_its_kind(kind: FindingKind) -> None:
 
 def test_the_one_who_still_has_it_is_named() -> None:
     """A task that outlives the scope is named in the cause."""
-    hint = diagnose(Case(FindingKind.OUTLIVES_SCOPE, holder="task 'export'"))
+    hint = diagnose(Case(FindingKind.OUTLIVES_SCOPE, outlived_by="task 'export'"))
     assert hint.cause == "task 'export' was started by the scope and is still using it"
 
 

@@ -22,7 +22,7 @@ def get_db():
 
 
 def site(source: str, file: Path, line_in_function: int = 1) -> CallSite:
-    """Give the call site of a line of the function in `source`."""
+    """Return the call site of a line of the function in `source`."""
     module = compile(source, str(file), "exec")
     code = next(const for const in module.co_consts if isinstance(const, CodeType))
     line = code.co_firstlineno + line_in_function

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import gc
 import subprocess
 import sys
@@ -22,8 +21,6 @@ from leakguard import (
     LeakGuardError,
     Observer,
     Scope,
-    SettingsError,
-    allow,
 )
 from leakguard.core.faults import Faults
 from leakguard.core.guard import Guard
@@ -34,7 +31,7 @@ from leakguard.core.settings import build_settings
 from leakguard.core.verdict import Verdict
 from leakguard.core.watch import Watch
 from tests.core.fakes import FakeConnection, construct, here, installed, make_guard, take
-from tests.support import PATIENCE, Recorder, settle
+from tests.support import PATIENCE, Recorder, drain_watch
 
 
 class FakeSource:
@@ -231,20 +228,25 @@ def test_a_collected_session_is_told_too(recorder: Recorder) -> None:
     guard.uninstall()
 
 
-def test_what_nobody_listens_to_is_not_told() -> None:
-    """A guard without observers does its work in silence."""
-    guard = installed()
-    with guard.scope("job") as scope:
-        hold = take(guard, scope)
-        lost = take(guard)
-    guard.collected(lost)
-    guard.released(hold)
-    done = threading.Event()
-    from leakguard.core.watch import WATCH  # noqa: PLC0415  (only here)
+def test_an_observer_is_told_what_it_overrides_and_no_more() -> None:
+    """What nobody listens to costs nothing."""
 
-    WATCH.post(done.set)
-    assert done.wait(10)
-    assert guard.open_holds() == ()
+    class Findings(Observer):
+        """An observer of findings alone."""
+
+        def __init__(self) -> None:
+            self.kinds: list[FindingKind] = []
+
+        def found(self, finding: Finding) -> None:
+            self.kinds.append(finding.kind)
+
+    told = Findings()
+    guard = installed(told)
+    observers = guard.observers
+    assert [observers.acquired, observers.released, observers.scope_opened] == [(), (), ()]
+    with guard.scope("job") as scope:
+        take(guard, scope)
+    assert told.kinds == [FindingKind.LEAKED]
     guard.uninstall()
 
 
@@ -343,13 +345,13 @@ def test_what_the_parent_of_a_fork_has_is_not_the_childs(recorder: Recorder) -> 
                 returned.give_back()
             collected = take(guard, inner)
             collected.collect()
-            settle()
+            drain_watch()
             forget_parent()
             assert guard.open_holds() == ()
             own = take(guard, inner)
     for copy in (leaked, *copies):
         copy.give_back()
-    settle()
+    drain_watch()
     assert [finding.hold for finding in recorder.findings] == [leaked, own]
     assert recorder.resolutions == []
     own.give_back()
@@ -374,7 +376,6 @@ def test_what_is_forgotten_after_a_fork_may_take_a_guard_along(recorder: Recorde
 
 def test_a_connection_that_comes_back_while_it_is_judged_is_resolved(recorder: Recorder) -> None:
     """Whoever comes first, the finding is resolved exactly once."""
-    guard = installed(recorder)
 
     class ReturnsWhenFound(Recorder):
         """An observer that gives the connection back in the middle of the judgement."""
@@ -389,7 +390,6 @@ def test_a_connection_that_comes_back_while_it_is_judged_is_resolved(recorder: R
     assert recorder.resolutions == recorder.findings
     assert len(recorder.findings) == 1
     racing.uninstall()
-    guard.uninstall()
 
 
 def test_notices_are_not_resolved(recorder: Recorder) -> None:
@@ -404,7 +404,7 @@ def test_notices_are_not_resolved(recorder: Recorder) -> None:
 
 
 def message(place: str, remedy: str) -> str:
-    """Give what is logged of a fault at `place`."""
+    """Return what is logged of a fault at `place`."""
     return f"{place} raised RuntimeError; the application is not affected. {remedy}"
 
 
@@ -479,28 +479,6 @@ def test_a_guard_that_was_never_installed_says_so(caplog: pytest.LogCaptureFixtu
     with after.scope("job"):
         pass
     assert caplog.records == []
-
-
-def test_what_is_allowed_is_exempt(recorder: Recorder) -> None:
-    """Only what is acquired inside the block."""
-    guard = installed(recorder)
-    with guard.scope("job") as scope:
-        with allow("streams the export"):
-            exempt = take(guard, scope)
-        accused = take(guard, scope)
-    assert exempt.allowed == "streams the export"
-    assert [finding.hold for finding in recorder.findings] == [accused]
-    guard.uninstall()
-
-
-@pytest.mark.parametrize("reason", ["", "  ", None, 7])
-def test_allow_needs_a_reason(reason: object) -> None:
-    """The next reader needs it."""
-    with pytest.raises(SettingsError) as raised, allow(reason):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
-        raise AssertionError
-    assert str(raised.value) == (
-        f"reason={reason!r} is not allowed: must say in a few words why the use is deliberate"
-    )
 
 
 def test_a_hold_may_be_handed_over_within_a_guard(recorder: Recorder) -> None:
@@ -773,31 +751,6 @@ def test_a_block_is_entered_once() -> None:
         "the block of scope 'nightly import' was entered before, and stands for one scope only: "
         "call guard.scope() for each"
     )
-
-
-def test_a_reason_that_a_source_gave_is_kept(recorder: Recorder) -> None:
-    """A connection is exempt because its session is, wherever it is checked out."""
-    guard = installed(recorder)
-    with guard.scope("job") as scope:
-        hold = FakeConnection(guard, scope)
-        hold.allowed = "its session is exempt"
-        with allow("another reason"):
-            guard.acquired(hold)
-    assert hold.allowed == "its session is exempt"
-    assert recorder.findings == []
-    guard.uninstall()
-
-
-@pytest.mark.parametrize("knows", [True, False], ids=["a copy", "a strange one"])
-def test_allow_may_end_in_another_context(knows: bool) -> None:
-    """Frameworks run the halves of a synchronous dependency in copies of the context."""
-    guard = make_guard()
-    block = allow("streams the export")
-    entered = contextvars.copy_context()
-    entered.run(block.__enter__)
-    left = entered.copy() if knows else contextvars.Context()
-    left.run(block.__exit__, None, None, None)
-    assert left.run(take, guard).allowed is None
 
 
 @pytest.mark.parametrize(

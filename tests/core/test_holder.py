@@ -17,21 +17,13 @@ import anyio.to_thread
 import pytest
 
 from leakguard import Hold, Scope
-from leakguard.core.holder import (
-    Holder,
-    TaskHolder,
-    context_among_referents,
-    context_of,
-    current_holder,
-    current_owner,
-    is_on_stack,
-    loop_ref,
-    on_done,
-    other_tasks,
-)
+from leakguard.core.endings import on_done
+from leakguard.core.holder import Holder, TaskHolder, current_holder, current_owner, is_on_stack
+from leakguard.core.scope import scopes_around
+from leakguard.core.tasks import context_among_referents, context_of, loop_ref, other_tasks
 from leakguard.core.watch import WATCH
 from tests.core.fakes import installed, make_guard, take
-from tests.support import PATIENCE, settle
+from tests.support import PATIENCE, drain_watch
 
 
 @pytest.fixture
@@ -160,7 +152,7 @@ def test_a_thread_is_a_holder_while_its_work_runs(scope: Scope, runner: str) -> 
         join()
         del join
     gc.collect()
-    settle()
+    drain_watch()
     assert ended == ["leakguard"]
     assert not worker.holder.running()
     worker.holder.on_end(hold, lambda _: ended.clear())
@@ -257,7 +249,8 @@ def test_the_tasks_that_a_scope_started_are_known(scope: Scope) -> None:
         outside = contextvars.Context().run(asyncio.create_task, work())
         inside = {asyncio.create_task(work()), asyncio.create_task(nested())}
         await asyncio.sleep(0)
-        assert set(filter(scope.started, other_tasks(asyncio.get_running_loop()))) == inside
+        others = other_tasks(asyncio.get_running_loop())
+        assert {task for task in others if scope in scopes_around(task)} == inside
         end.set()
         await asyncio.gather(outside, *inside)
 

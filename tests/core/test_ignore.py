@@ -9,7 +9,7 @@ import pytest
 
 from leakguard import Finding, FindingKind, LeakGuard, SettingsError, ignore_function, ignore_route
 from leakguard.core.verdict import Verdict
-from leakguard.sources.asgi import RequestScopes
+from leakguard.sources.asgi import ScopeMiddleware
 from tests.core.fakes import (
     FakeConnection,
     construct,
@@ -81,7 +81,7 @@ def test_a_route_is_ignored(path: str, kinds: list[FindingKind]) -> None:
     recorder = Recorder()
     guard = installed(recorder, ignore=[ignore_route("/export")])
     scope = {"type": "http", "method": "GET", "path": path, "guard": guard}
-    asyncio.run(RequestScopes(leak, guard)(scope, None, None))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # not used
+    asyncio.run(ScopeMiddleware(leak, guard)(scope, None, None))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # not used
     assert recorder.kinds == kinds
     guard.uninstall()
 

@@ -12,25 +12,24 @@ from contextlib import contextmanager
 
 import pytest
 
-from leakguard import CallSite, FindingKind, Hold, Scope
+from leakguard import CallSite, FindingKind, Scope
 from leakguard.core.guard import Guard
 from leakguard.core.hold import SessionHold
-from leakguard.core.holder import other_tasks
-from leakguard.core.judge import Judge
 from leakguard.core.scope import current_scope
+from leakguard.core.tasks import other_tasks
 from leakguard.core.watch import WATCH
 from tests.core.fakes import (
     FakeConnection,
     FakeSession,
     construct,
-    ended_scope,
     here,
     installed,
+    let_tasks_run,
     make_guard,
+    start_within,
     take,
 )
-from tests.support import PATIENCE, Recorder
-from tests.support import settle as settle_watch
+from tests.support import PATIENCE, Recorder, drain_watch
 
 LEAKED = FindingKind.LEAKED
 OUTLIVES = FindingKind.OUTLIVES_SCOPE
@@ -45,16 +44,10 @@ def guard(recorder: Recorder) -> Iterator[Guard]:
 
 @pytest.fixture
 def hasty(recorder: Recorder) -> Iterator[Guard]:
-    """Give a guard that waits for other work hardly at all."""
+    """Return a guard that waits for other work hardly at all."""
     guard = installed(recorder, late_after=0.01)
     yield guard
     guard.uninstall()
-
-
-async def settle() -> None:
-    """Let what is ready run."""
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 def test_with_nothing_running_the_verdict_falls_at_once(
@@ -123,12 +116,12 @@ def test_the_holder_is_waited_for(guard: Guard, recorder: Recorder, returns: boo
         child = Child(guard)
         async with guard.scope("job"):
             task = asyncio.create_task(child.work(returns=returns), name="child")
-            await settle()
+            await let_tasks_run()
         assert recorder.kinds == [OUTLIVES]
-        assert recorder.findings[0].evidence.holder == "task 'child' (Child.work)"
+        assert recorder.findings[0].evidence.outlived_by == "task 'child' (Child.work)"
         child.go_on.set()
         await task
-        await settle()
+        await let_tasks_run()
 
     asyncio.run(main())
     assert recorder.kinds == ([OUTLIVES] if returns else [OUTLIVES, LEAKED])
@@ -145,7 +138,7 @@ def test_an_end_that_nobody_tells_is_looked_for(hasty: Guard, recorder: Recorder
         child = Child(hasty)
         async with hasty.scope("job"):
             children.append(asyncio.create_task(child.work(returns=False)))
-            await settle()
+            await let_tasks_run()
 
     children: list[asyncio.Task[None]] = []
     asyncio.run(main())
@@ -169,11 +162,11 @@ def test_other_work_of_the_scope_is_waited_for(
         async with guard.scope("job") as scope:
             construct(guard, scope)
             task = asyncio.create_task(clean_up(take(guard, scope)))
-            await settle()
+            await let_tasks_run()
         assert recorder.kinds == []
         go_on.set()
         await task
-        await settle()
+        await let_tasks_run()
 
     asyncio.run(main())
     assert recorder.kinds == ([] if returns else [LEAKED])
@@ -189,11 +182,11 @@ def test_a_close_during_the_wait_that_no_event_told_of_counts(
         async with guard.scope("job") as scope:
             hold = take(guard, scope)
             task = asyncio.create_task(go_on.wait())
-            await settle()
+            await let_tasks_run()
         hold.is_open = False
         go_on.set()
         await task
-        await settle()
+        await let_tasks_run()
         assert recorder.holds_released == [hold]
 
     asyncio.run(main())
@@ -209,7 +202,7 @@ def test_other_work_is_waited_for_no_longer_than_late_after(
         async with hasty.scope("job") as scope:
             take(hasty, scope)
             endless = asyncio.create_task(asyncio.Event().wait())
-            await settle()
+            await let_tasks_run()
         assert recorder.kinds == []
         await asyncio.to_thread(recorder.wait_for, lambda: recorder.findings)
         assert not endless.done()
@@ -227,10 +220,10 @@ def test_the_wait_for_others_begins_when_the_holder_ends(hasty: Guard, recorder:
         async with hasty.scope("job"):
             task = asyncio.create_task(child.work(returns=False))
             endless = asyncio.create_task(asyncio.Event().wait())
-            await settle()
+            await let_tasks_run()
         child.go_on.set()
         await task
-        await settle()
+        await let_tasks_run()
         assert recorder.kinds == [OUTLIVES]
         await asyncio.to_thread(recorder.wait_for, lambda: len(recorder.findings) == 2)
         endless.cancel()
@@ -247,7 +240,7 @@ def test_what_is_collected_during_the_wait_has_leaked(recorder: Recorder) -> Non
         async with guard.scope("job") as scope:
             hold = take(guard, scope)
             endless = asyncio.create_task(asyncio.Event().wait())
-            await settle()
+            await let_tasks_run()
         hold.collect()
         await asyncio.to_thread(recorder.wait_for, lambda: recorder.resolutions)
         endless.cancel()
@@ -269,11 +262,11 @@ def test_work_that_takes_one_after_its_scope_has_ended_is_followed(
         async with guard.scope("job"):
             task = asyncio.create_task(child.work(returns=returns))
         assert child.hold is None
-        await settle()
+        await let_tasks_run()
         assert child.hold is not None
         child.go_on.set()
         await task
-        await settle()
+        await let_tasks_run()
 
     asyncio.run(main())
     assert recorder.kinds == ([] if returns else [LEAKED])
@@ -288,10 +281,10 @@ def test_what_such_work_took_others_may_give_back(guard: Guard, recorder: Record
         async with guard.scope("job"):
             task = asyncio.create_task(child.work(returns=False))
             other = asyncio.create_task(others_end.wait())
-        await settle()
+        await let_tasks_run()
         child.go_on.set()
         await task
-        await settle()
+        await let_tasks_run()
         assert child.hold is not None
         assert recorder.kinds == []
         child.hold.give_back()
@@ -372,11 +365,11 @@ def test_after_an_uninstallation_nothing_is_waited_for(recorder: Recorder) -> No
         child = Child(guard)
         async with guard.scope("job"):
             task = asyncio.create_task(child.work(returns=False))
-            await settle()
+            await let_tasks_run()
         guard.uninstall()
         child.go_on.set()
         await task
-        await settle()
+        await let_tasks_run()
 
     asyncio.run(main())
     assert recorder.kinds == [OUTLIVES]
@@ -394,7 +387,7 @@ def test_what_is_waited_for_is_not_judged_at_an_uninstallation(
         async with guard.scope("job") as scope:
             take(guard, scope)
             endless = asyncio.create_task(asyncio.Event().wait())
-            await settle()
+            await let_tasks_run()
         leave(guard)
         endless.cancel()
 
@@ -416,13 +409,13 @@ def test_all_that_is_waited_for_is_judged_when_nobody_is_left(recorder: Recorder
         async with guard.scope("job") as scope:
             taken, returned = take(guard, scope), take(guard, scope)
             endless = asyncio.create_task(asyncio.Event().wait())
-            await settle()
+            await let_tasks_run()
         async with guard.scope("job"):
             held = asyncio.create_task(child.work(returns=True))
-            await settle()
+            await let_tasks_run()
         returned.give_back()
         assert recorder.kinds == [FindingKind.UNCLOSED_SESSION, OUTLIVES]
-        guard.settle()
+        guard.judge_pending()
         assert recorder.findings[2].hold is taken
         assert taken.waited is None
         endless.cancel()
@@ -444,12 +437,12 @@ def test_the_last_of_the_other_tasks_decides(guard: Guard, recorder: Recorder) -
         async with guard.scope("job") as scope:
             take(guard, scope)
             tasks = [asyncio.create_task(event.wait()) for event in go_on]
-            await settle()
+            await let_tasks_run()
         for event, task in zip(go_on, tasks, strict=True):
             assert recorder.kinds == []
             event.set()
             await task
-            await settle()
+            await let_tasks_run()
 
     asyncio.run(main())
     assert recorder.kinds == [LEAKED]
@@ -494,21 +487,15 @@ class Job:
 
 
 @pytest.fixture
-def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have any number of tasks count as many."""
-    monkeypatch.setattr("leakguard.core.looks.MANY", -1)
-
-
-@pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Give a list of the loops whose tasks are looked at."""
+    """Return a list of the loops whose tasks are looked at."""
     loops: list[object] = []
 
     def look(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[object]]:
         loops.append(loop)
         return other_tasks(loop)
 
-    monkeypatch.setattr("leakguard.core.looks.other_tasks", look)
+    monkeypatch.setattr("leakguard.core.task_scan.other_tasks", look)
     return loops
 
 
@@ -563,7 +550,7 @@ def test_where_there_are_many_tasks_one_look_decides_for_all(
                     hold = take(guard, scope)
                 assert hold in guard._judge._waits  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # it is waited for
                 hold.give_back()
-        await asyncio.to_thread(settle_watch)
+        await asyncio.to_thread(drain_watch)
         assert len(looks) == 1
         with busy(guard):
             for _ in range(3):
@@ -656,54 +643,6 @@ def test_a_look_at_sessions_excuses_those_whose_scopes_go_on(
     assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
 
 
-@pytest.mark.usefixtures("many_tasks")
-def test_a_look_at_sessions_asks_what_became_of_each() -> None:
-    """One whose connection was lost, or whose holder runs, is not unclosed besides."""
-    bench = Bench()
-    bench.end_with_sessions()
-    assert bench.kinds == [FindingKind.UNCLOSED_SESSION]
-    lost, held, collected, _ = bench.end_with_sessions(4)
-    assert len(bench.looks) == 1
-    lost.connection_lost = True
-    held.holder = FakeHolder()
-    collected.collected = True
-    bench.look()
-    assert bench.now == 105.0
-    kinds = [FindingKind.UNCLOSED_SESSION, None, None]
-    assert bench.kinds == [*kinds, FindingKind.UNCLOSED_SESSION, FindingKind.UNCLOSED_SESSION]
-    assert bench.looks == []
-
-
-@pytest.mark.usefixtures("many_tasks")
-def test_what_is_looked_at_later_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of sessions beyond it nothing is said; one look comes after the other."""
-    monkeypatch.setattr("leakguard.core.session_judge._LIMIT", 2)
-    bench = Bench()
-    for after in (0.0, 0.0, 1.0, 0.0):
-        bench.now += after
-        bench.end_with_sessions()
-    bench.look()
-    bench.look()
-    assert bench.now == 106.0
-    assert bench.kinds == [FindingKind.UNCLOSED_SESSION] * 3
-    assert bench.looks == []
-
-
-@pytest.mark.usefixtures("many_tasks")
-def test_after_forgetting_sessions_are_looked_at_as_ever() -> None:
-    """Whoever forgets may have lost the look that was planned, as the child of a fork has."""
-    bench = Bench()
-    bench.end_with_sessions()
-    bench.end_with_sessions()
-    assert len(bench.looks) == 1
-    bench.looks.clear()
-    bench.judge.forget()
-    bench.end_with_sessions()
-    bench.look()
-    assert bench.kinds == [FindingKind.UNCLOSED_SESSION] * 2
-    assert bench.looks == []
-
-
 @pytest.mark.parametrize("going_on", [True, False])
 def test_a_session_that_was_collected_can_be_closed_by_nobody(
     guard: Guard, recorder: Recorder, going_on: bool
@@ -720,237 +659,6 @@ def test_a_session_that_was_collected_can_be_closed_by_nobody(
 
     asyncio.run(main())
     assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
-
-
-class FakeHolder:
-    """Work that runs until the test says otherwise, and whose end nobody tells."""
-
-    def __init__(self) -> None:
-        self.goes_on = True
-        self.callbacks: dict[Hold, Callable[[Hold], None]] = {}
-
-    def running(self) -> bool:
-        """Say what the test said."""
-        return self.goes_on
-
-    def on_end(self, hold: Hold, callback: Callable[[Hold], None]) -> None:
-        """Keep it for the test."""
-        self.callbacks[hold] = callback
-
-    def tell(self) -> None:
-        """Say that the work has ended, whether or not it has."""
-        for hold, callback in self.callbacks.items():
-            callback(hold)
-
-
-class Bench:
-    """A judge with a clock that stands still and with jobs that the test does."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.looks: list[tuple[float, Callable[[], None]]] = []
-        self.kinds: list[FindingKind | None] = []
-        self.gone: list[Hold] = []
-        self.judge = Judge(
-            5.0,
-            lambda _, verdict: self.kinds.append(verdict.kind),
-            self.gone.append,
-            lambda when, job: self.looks.append((when, job)),
-            lambda: self.now,
-        )
-        guard = make_guard()
-        self.scope = ended_scope(guard)
-        self.hold = FakeConnection(guard, self.scope)
-        self.holder = FakeHolder()
-        self.hold.holder = self.holder
-        self.scope.open_holds[self.hold] = None
-
-    def end_with_sessions(self, count: int = 1) -> list[FakeSession]:
-        """End the scope with sessions of its own that are open."""
-        sessions = [FakeSession(self.hold.guard, self.scope) for _ in range(count)]
-        for session in sessions:
-            session.holder = None
-        self.scope.open_holds = dict.fromkeys(sessions)
-        asyncio.run(self.close())
-        return sessions
-
-    async def close(self) -> None:
-        """End the scope in a loop."""
-        self.judge.close(self.scope)
-
-    def look(self) -> None:
-        """Do what is due next."""
-        when, job = min(self.looks, key=lambda look: look[0])
-        self.looks.remove((when, job))
-        self.now = when
-        job()
-
-
-def test_work_whose_end_nobody_tells_is_looked_at_until_it_has_ended() -> None:
-    """One look at a time, less and less often, and announced once."""
-    bench = Bench()
-    bench.judge.close(bench.scope)
-    looked_at: list[float] = []
-    for _ in range(9):
-        bench.look()
-        assert bench.kinds == [OUTLIVES]
-        assert len(bench.looks) == 1
-        looked_at.append(bench.now - 100.0)
-    assert looked_at == [1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 123.0, 183.0, 243.0]
-    bench.holder.goes_on = False
-    bench.look()
-    assert bench.kinds == [OUTLIVES, LEAKED]
-    assert bench.looks == []
-    assert len(bench.holder.callbacks) == 1
-
-
-def test_what_is_allowed_is_not_looked_at() -> None:
-    """Nothing will be said of it, whatever becomes of it."""
-    bench = Bench()
-    bench.hold.allowed = "streams the export"
-    bench.judge.close(bench.scope)
-    assert bench.looks == []
-    assert not bench.holder.callbacks
-
-
-def test_an_end_that_is_told_too_early_changes_nothing() -> None:
-    """The holder is asked, and no second look is planned beside the first."""
-    bench = Bench()
-    bench.judge.close(bench.scope)
-    bench.holder.tell()
-    assert bench.kinds == [OUTLIVES]
-    assert len(bench.looks) == 1
-    bench.holder.goes_on = False
-    bench.holder.tell()
-    assert bench.kinds == [OUTLIVES, LEAKED]
-    bench.look()
-    assert bench.kinds == [OUTLIVES, LEAKED]
-
-
-def test_a_look_finds_what_was_closed_without_a_word() -> None:
-    """Whoever keeps the books is told then, and nothing was lost."""
-    bench = Bench()
-    bench.judge.close(bench.scope)
-    bench.hold.is_open = False
-    bench.look()
-    assert bench.gone == [bench.hold]
-    assert bench.kinds == [OUTLIVES]
-
-
-def test_a_look_after_the_return_finds_nothing_to_do() -> None:
-    """Somebody else has told of it."""
-    bench = Bench()
-    bench.judge.close(bench.scope)
-    bench.hold.is_open = False
-    bench.hold.released_monotonic = 0.0
-    bench.look()
-    assert bench.gone == []
-    assert bench.kinds == [OUTLIVES]
-
-
-def test_the_deadline_for_other_work_comes_before_a_later_look() -> None:
-    """It counts from the end of the holder, by the judge's clock, and holds."""
-
-    async def main() -> None:
-        bench = Bench()
-        await with_endless_work(bench)
-
-    async def with_endless_work(bench: Bench) -> None:
-        endless = contextvars.copy_context().run(start_within, bench.scope)
-        bench.judge.close(bench.scope)
-        assert [when for when, _ in bench.looks] == [101.0]
-        bench.now = 100.5
-        bench.holder.goes_on = False
-        bench.holder.tell()
-        assert bench.kinds == [OUTLIVES]
-        bench.look()  # too early: the other work has five seconds
-        assert bench.kinds == [OUTLIVES]
-        bench.look()
-        assert bench.now == 105.5
-        assert bench.kinds == [OUTLIVES, LEAKED]
-        assert bench.hold.waited == 5.0
-        endless.cancel()
-
-    asyncio.run(main())
-
-
-@pytest.mark.usefixtures("many_tasks")
-def test_the_deadline_for_other_work_does_not_wait_for_the_look() -> None:
-    """Where there are many tasks, one look serves all; who waits for it waits from the end on."""
-
-    async def main() -> None:
-        bench = Bench()
-        endless = contextvars.copy_context().run(start_within, bench.scope)
-        for scope, count in ((ended_scope(bench.hold.guard), 1), (bench.scope, 2)):
-            holds = [FakeConnection(bench.hold.guard, scope) for _ in range(count)]
-            for hold in holds:
-                hold.holder = None
-            scope.open_holds = dict.fromkeys(holds)
-            bench.judge.close(scope)
-        assert bench.kinds == [LEAKED]  # after a look that saw how many tasks there are
-        assert len(bench.looks) == 1
-        bench.look()
-        assert bench.kinds == [LEAKED, None, None]
-        assert [when for when, _ in bench.looks] == [105.0, 105.0]
-        while bench.looks:
-            bench.look()
-        assert bench.now == 105.0
-        assert bench.kinds == [LEAKED, None, None, LEAKED, LEAKED]
-        endless.cancel()
-
-    asyncio.run(main())
-
-
-def test_work_that_has_ended_was_not_given_up() -> None:
-    """That the verdict waited is worth saying only where somebody was still at work."""
-    bench = Bench()
-    bench.holder.goes_on = False
-
-    async def main() -> None:
-        other = contextvars.copy_context().run(start_within, bench.scope)
-        bench.judge.close(bench.scope)
-        assert bench.kinds == [None]
-        bench.now = 105.0
-        other.cancel()
-        await settle()
-
-    asyncio.run(main())
-    assert bench.kinds == [None, LEAKED]
-    assert bench.hold.waited is None
-
-
-def test_what_is_collected_is_lost_whoever_runs() -> None:
-    """The work that took it can give it back no more."""
-    bench = Bench()
-    bench.judge.close(bench.scope)
-    bench.hold.collected = True
-    bench.judge.collected(bench.hold)
-    assert bench.kinds == [OUTLIVES, LEAKED]
-
-
-def test_who_constructed_the_session_outside_has_time_to_close_it() -> None:
-    """An outer middleware may be about to, and is no task that could be looked at."""
-    bench = Bench()
-    bench.hold.holder = None
-    bench.hold.session = construct(bench.hold.guard)
-    bench.judge.close(bench.scope)
-    assert bench.kinds == [None]
-    bench.look()
-    assert bench.now == 105.0
-    assert bench.kinds == [None, LEAKED]
-    assert bench.hold.waited == 5.0
-
-
-def test_what_is_dismissed_is_waited_for_no_more() -> None:
-    """Nor does it matter to anything else that is dismissed whether it was waited for."""
-    bench = Bench()
-    bench.judge.close(bench.scope)
-    bench.judge.dismiss(FakeConnection(bench.hold.guard))
-    bench.judge.dismiss(bench.hold)
-    bench.holder.goes_on = False
-    bench.look()
-    assert bench.kinds == [OUTLIVES]
-    assert bench.gone == []
 
 
 def test_work_that_outlives_its_scope_may_take_any_number_of_connections(
@@ -987,9 +695,3 @@ def test_work_that_outlives_its_scope_may_take_any_number_of_connections(
 
     asyncio.run(main())
     assert recorder.kinds == []
-
-
-def start_within(scope: Scope) -> asyncio.Task[object]:
-    """Start a task that never ends in the context of a scope."""
-    current_scope.set(scope)
-    return asyncio.create_task(asyncio.Event().wait())

@@ -25,7 +25,7 @@ def frame_out(depth: int) -> FrameType:
 
 
 def both(frame: FrameType) -> Pair:
-    """Give what Python and the call site say about the line that a frame is at."""
+    """Return what Python and the call site say about the line that a frame is at."""
     site = capture(frame, 1, no_segments)
     assert site is not None
     return frame.f_lineno, site.line

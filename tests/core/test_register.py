@@ -81,7 +81,7 @@ def test_the_evidence_is_gathered() -> None:
     assert case.taken_again
     assert case.taken_after_close
     assert case.after_response
-    assert case.holder == "task 'worker'"
+    assert case.outlived_by == "task 'worker'"
     assert case.asynchronous
     assert case.closed_by is session.closed_by
 
@@ -173,7 +173,7 @@ def test_what_is_known_is_written_down(kind: FindingKind, statements: bool) -> N
         idle_for=3.0 if statements else None,
         in_transaction=True,
         backend_pid=4711,
-        holder="task 'worker'",
+        outlived_by="task 'worker'",
         late_by=2.0,
         waited=1.0,
     )

@@ -110,12 +110,12 @@ def test_what_is_seldom_known_is_said_where_it_is() -> None:
     """Where the other connection came from, and for how long somebody was waited for."""
     one = finding(evidence=Evidence(held_for=2.0, idle_for=None, waited=1.0))
     assert isinstance(one.hold, FakeConnection)
-    one.hold.beside = site_at("app/audit.py", 3, "audit")
+    one.hold.already_held_at = site_at("app/audit.py", 3, "audit")
     text = render(one)
     assert "\n  already held      app/audit.py:3 in audit\n" in text
     assert "\n  state             held 2.0 s, waited 1.0 s for somebody to give it back\n" in text
-    assert to_dict(one)["already_held"] == "app/audit.py:3 in audit"
-    assert to_dict(finding())["already_held"] is None
+    assert to_dict(one)["already_held_at"]["line"] == 3
+    assert to_dict(finding())["already_held_at"] is None
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,9 @@ HEADLINES = {
     FindingKind.OUTLIVES_SCOPE: (
         "ended while task 'worker' still had a connection of pool \"main\""
     ),
-    FindingKind.RETURNED_LATE: 'gave a connection of pool "main" back 3.2 s after the response',
+    FindingKind.RETURNED_LATE: (
+        'gave a connection of pool "main" back 3.2 s after the last byte of the response'
+    ),
     FindingKind.NESTED_CHECKOUT: 'took a connection of pool "main" while it held another one',
     FindingKind.SYNC_IN_ASYNC: (
         'took a connection of the synchronous pool "main" on the event loop\'s thread'
@@ -211,7 +213,7 @@ HEADLINES = {
 @pytest.mark.parametrize("kind", FindingKind)
 def test_every_kind_has_its_headline(kind: FindingKind) -> None:
     """It can be understood alone."""
-    evidence = Evidence(0.1, 0.1, late_by=3.2, holder="task 'worker'")
+    evidence = Evidence(0.1, 0.1, late_by=3.2, outlived_by="task 'worker'")
     assert headline(finding(kind, evidence=evidence)) == (
         f"{kind}: GET /items/{{item_id}} (500 in 12 ms) {HEADLINES[kind]}"
     )
@@ -226,14 +228,14 @@ def test_every_kind_has_its_headline(kind: FindingKind) -> None:
 )
 def test_who_had_it_is_said(kind: FindingKind, words: str) -> None:
     """While they run, and when they have ended."""
-    text = render(finding(kind, evidence=Evidence(0.1, 0.1, holder="task 'worker'")))
+    text = render(finding(kind, evidence=Evidence(0.1, 0.1, outlived_by="task 'worker'")))
     assert words in text
 
 
 def test_a_late_return_without_its_time_is_at_once() -> None:
     """Nothing is guessed."""
     one = finding(FindingKind.RETURNED_LATE, evidence=Evidence(0.1, 0.1))
-    assert "0 ms after the response" in headline(one)
+    assert "0 ms after the last byte of the response" in headline(one)
 
 
 @pytest.mark.parametrize(

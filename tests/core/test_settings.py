@@ -115,7 +115,7 @@ BAD_ITEMS: list[tuple[str, object, object, str]] = [
 
 
 def errors_of(options: Any) -> Iterator[SettingsError]:
-    """Give the errors of whatever takes settings."""
+    """Return the errors of whatever takes settings."""
     for construct in (lambda: LeakGuard(**options), lambda: LeakGuardMiddleware(None, **options)):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # never called
         with pytest.raises(SettingsError) as raised:
             construct()

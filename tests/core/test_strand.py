@@ -22,7 +22,7 @@ from leakguard.core.holder import Holder, current_holder
 from leakguard.core.scope import current_scope
 from leakguard.core.strand import current_strand
 from tests.core.fakes import installed, take
-from tests.support import PATIENCE, Recorder, settle
+from tests.support import PATIENCE, Recorder, drain_watch
 
 Work = Callable[[Callable[[], None]], None]
 LEAKED, OUTLIVES = FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE
@@ -42,7 +42,7 @@ class Trio:
         self.name = "task 'Trio.start.<locals>.work' of trio"
 
     def current_task(self) -> Any:
-        """Give the task that runs."""
+        """Return the task that runs."""
         if self.running is None:
             raise RuntimeError("must be called from async context")
         return SimpleNamespace(coro=self.running)
@@ -102,7 +102,7 @@ class Gevent:
 
 @pytest.fixture(params=["trio.lowlevel", "gevent"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Trio | Gevent:
-    """Give a library that somebody has imported."""
+    """Return a library that somebody has imported."""
     library = Trio() if request.param == "trio.lowlevel" else Gevent()
     monkeypatch.setitem(sys.modules, request.param, library)
     return library
@@ -125,7 +125,7 @@ def test_a_strand_that_outlives_its_scope_is_waited_for(
         end = library.start(lambda: taken.append(take(guard, current_scope.get())), give_back)
         assert taken[0].scope is scope
     assert recorder.kinds == [OUTLIVES]
-    assert recorder.findings[0].evidence.holder == library.name
+    assert recorder.findings[0].evidence.outlived_by == library.name
     end()
     del end
     gc.collect()
@@ -151,12 +151,12 @@ def test_the_end_of_a_strand_is_told_when_it_goes(library: Trio | Gevent) -> Non
     (holder,) = holders
     assert holder is not None
     holder.on_end(hold, note)
-    settle()
+    drain_watch()
     assert ended == []
     end()
     del end
     gc.collect()
-    settle()
+    drain_watch()
     assert ended == [(hold, "leakguard")]
     guard.uninstall()
 

@@ -7,30 +7,29 @@ import itertools
 import pytest
 
 from leakguard.core.finding import FindingKind
-from leakguard.core.verdict import CLEAN, WAIT, Fate, Standing, Verdict, judge
+from leakguard.core.verdict import (
+    CLEAN,
+    WAIT,
+    Fate,
+    Standing,
+    Verdict,
+    verdict_on,
+    verdict_on_session,
+)
 
-FLAGS = [
-    "holder_running",
-    "others_running",
-    "waited",
-    "late",
-    "nested",
-    "sync_in_async",
-    "with_connection",
-]
+FLAGS = ["holder_running", "others_running", "waited", "late", "nested", "sync_in_async"]
 
 
 def every_standing() -> list[Standing]:
     return [
-        Standing(resource, fate, **dict(zip(FLAGS, flags, strict=True)))
-        for resource in ("connection", "session")
+        Standing(fate, **dict(zip(FLAGS, flags, strict=True)))
         for fate in Fate
         for flags in itertools.product([False, True], repeat=len(FLAGS))
     ]
 
 
 def main_kind(standing: Standing) -> FindingKind | None:
-    """Say what the rules say about a connection, in other words than the code."""
+    """Return what the rules say about a connection, in other words than the code."""
     if standing.fate is Fate.COLLECTED:
         return FindingKind.RECLAIMED
     if standing.fate is Fate.RETURNED:
@@ -42,14 +41,6 @@ def main_kind(standing: Standing) -> FindingKind | None:
 
 
 def expected(standing: Standing) -> Verdict:
-    if standing.resource == "session":
-        untidy = (
-            standing.fate is not Fate.RETURNED
-            and not standing.with_connection
-            and not standing.holder_running
-            and not standing.others_running
-        )
-        return Verdict(FindingKind.UNCLOSED_SESSION) if untidy else Verdict()
     kind = main_kind(standing)
     if standing.fate is Fate.OUT and kind is None:
         return Verdict(wait=True)
@@ -67,30 +58,40 @@ def expected(standing: Standing) -> Verdict:
 def test_every_standing_gets_its_verdict() -> None:
     """All combinations, against the rules written a second time."""
     standings = every_standing()
-    assert len(standings) == 768
-    assert [judge(standing) for standing in standings] == [expected(one) for one in standings]
+    assert len(standings) == 192
+    assert [verdict_on(standing) for standing in standings] == [expected(one) for one in standings]
 
 
-@pytest.mark.parametrize("resource", ["connection", "session"])
-def test_what_came_back_in_time_is_clean(resource: str) -> None:
+def test_what_came_back_in_time_is_clean() -> None:
     """The ordinary case has nothing to say."""
-    assert judge(Standing(resource, Fate.RETURNED)) is CLEAN  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # one of the two
+    assert verdict_on(Standing(Fate.RETURNED)) is CLEAN
 
 
 def test_what_nobody_says_is_not_so() -> None:
-    """Without work that goes on there is no wait, and without a connection no excuse."""
-    assert judge(Standing("connection", Fate.OUT)) == Verdict(FindingKind.LEAKED)
-    assert judge(Standing("connection", Fate.OUT, others_running=True)) is WAIT
-    assert judge(Standing("session", Fate.OUT)) == Verdict(FindingKind.UNCLOSED_SESSION)
+    """Without work that goes on there is no wait."""
+    assert verdict_on(Standing(Fate.OUT)) == Verdict(FindingKind.LEAKED)
+    assert verdict_on(Standing(Fate.OUT, others_running=True)) is WAIT
     assert WAIT.wait
     assert not CLEAN.wait
+
+
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)))
+def test_a_session_is_untidy_unless_something_accounts_for_it(flags: tuple[bool, ...]) -> None:
+    """Running work may close it, and of a lost connection the connection's finding tells."""
+    holder_running, others_running, with_connection = flags
+    verdict = verdict_on_session(
+        holder_running=holder_running,
+        others_running=others_running,
+        with_connection=with_connection,
+    )
+    assert verdict == (CLEAN if any(flags) else Verdict(FindingKind.UNCLOSED_SESSION))
 
 
 def test_at_most_one_error_and_the_most_severe_names_it() -> None:
     """Rule 3: where several kinds fit, the most severe names it and the others are facts."""
     order = list(FindingKind)
     for standing in every_standing():
-        verdict = judge(standing)
+        verdict = verdict_on(standing)
         kinds = [kind for kind in (verdict.kind, *verdict.also) if kind is not None]
         assert kinds == sorted(kinds, key=order.index)
         assert sum(kind.severity == "error" for kind in kinds) <= 1

@@ -22,7 +22,7 @@ from tests.support import PATIENCE
 @pytest.fixture
 def watch() -> Watch:
     watch = Watch(Faults())
-    watch.join()
+    watch.add_user()
     return watch
 
 
@@ -41,7 +41,7 @@ def test_what_is_posted_is_done_in_order(watch: Watch) -> None:
     watch.post(end.set)
     wait(end)
     assert done == [1, 2]
-    watch.leave()
+    watch.remove_user()
 
 
 def test_deadlines_are_met_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_deadlines_are_met_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(watch_module, "monotonic", lambda: now[0])
     watch = Watch(Faults())
-    watch.join()
+    watch.add_user()
     watch.start()
     done: list[int] = []
     past, end = threading.Event(), threading.Event()
@@ -64,7 +64,7 @@ def test_deadlines_are_met_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     watch.post(lambda: None)
     assert end.wait(PATIENCE)
     assert done == [0, 1, 2]
-    watch.leave()
+    watch.remove_user()
 
 
 def test_it_sleeps_until_the_next_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_it_sleeps_until_the_next_deadline(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(watch_module, "SimpleQueue", Inbox)
     monkeypatch.setattr(watch_module, "monotonic", lambda: 100.0)
     watch = Watch(Faults())
-    watch.join()
+    watch.add_user()
     end = threading.Event()
     watch.post_at(1e9, lambda: None)
     watch.post_at(110.25, lambda: None)
@@ -90,7 +90,7 @@ def test_it_sleeps_until_the_next_deadline(monkeypatch: pytest.MonkeyPatch) -> N
     watch.start()
     wait(end)
     assert sleeps[:4] == [None, 3600.0, 10.25, 0.5]
-    watch.leave()
+    watch.remove_user()
 
 
 def test_the_thread_has_a_name_and_ends_with_the_program(watch: Watch) -> None:
@@ -102,7 +102,7 @@ def test_the_thread_has_a_name_and_ends_with_the_program(watch: Watch) -> None:
     watch.post(end.set)
     wait(end)
     assert [(thread.name, thread.daemon) for thread in threads] == [("leakguard", True)]
-    watch.leave()
+    watch.remove_user()
 
 
 def test_a_job_that_raises_is_logged_once(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,35 +120,35 @@ def test_a_job_that_raises_is_logged_once(watch: Watch, caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records] == [
         "leakguard's watch raised RuntimeError; the application is not affected. Please report it."
     ]
-    watch.leave()
+    watch.remove_user()
 
 
 def test_the_thread_goes_with_the_last_guard(watch: Watch) -> None:
     """What is posted until then is done; afterwards it can be started anew."""
     threads: list[threading.Thread] = []
-    watch.join()
+    watch.add_user()
     watch.start()
-    watch.leave()
+    watch.remove_user()
     assert watch.started
     last = threading.Event()
     watch.post(lambda: threads.append(threading.current_thread()))
     watch.post(last.set)
-    watch.leave()
+    watch.remove_user()
     wait(last)
     assert not watch.started
-    watch.join()
+    watch.add_user()
     end = threading.Event()
     watch.post(end.set)
     watch.start()
     wait(end)
     threads[0].join(PATIENCE)
     assert not threads[0].is_alive()
-    watch.leave()
+    watch.remove_user()
 
 
 def test_leaving_without_a_start_is_nothing(watch: Watch) -> None:
     """A guard that never had anything to do leaves no thread."""
-    watch.leave()
+    watch.remove_user()
     assert not watch.started
 
 
@@ -163,7 +163,7 @@ def test_the_thread_keeps_no_context_alive(watch: Watch) -> None:
     watch.post(end.set)
     wait(end)
     assert seen == [None]
-    watch.leave()
+    watch.remove_user()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="cannot run in CI: this system does not fork")
@@ -180,7 +180,7 @@ def test_a_child_of_a_fork_has_a_thread_of_its_own(watch: Watch) -> None:
         os._exit(0 if stopped and end.wait(PATIENCE) else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    watch.leave()
+    watch.remove_user()
 
 
 def test_what_is_due_is_done_however_much_is_posted(watch: Watch) -> None:
@@ -195,7 +195,7 @@ def test_what_is_due_is_done_however_much_is_posted(watch: Watch) -> None:
     watch.post(again)
     watch.post_at(monotonic() + 0.01, end.set)
     wait(end)
-    watch.leave()
+    watch.remove_user()
 
 
 def test_what_is_due_at_the_same_time_is_done_in_order(watch: Watch) -> None:
@@ -209,7 +209,7 @@ def test_what_is_due_at_the_same_time_is_done_in_order(watch: Watch) -> None:
     watch.start()
     wait(end)
     assert done == [0, 1, 2, 3, 4]
-    watch.leave()
+    watch.remove_user()
 
 
 @pytest.mark.parametrize("seconds", [1e6, 1e12, float("inf")])
@@ -220,7 +220,7 @@ def test_a_deadline_in_the_far_future_does_no_harm(watch: Watch, seconds: float)
     watch.post_at(monotonic() + seconds, lambda: None)
     watch.post(end.set)
     wait(end)
-    watch.leave()
+    watch.remove_user()
 
 
 def test_a_job_that_wants_to_end_the_program_is_a_fault_like_any_other(
@@ -233,7 +233,7 @@ def test_a_job_that_wants_to_end_the_program_is_a_fault_like_any_other(
     watch.post(end.set)
     wait(end)
     assert "leakguard's watch raised SystemExit" in caplog.text
-    watch.leave()
+    watch.remove_user()
 
 
 def test_a_thread_that_cannot_start_is_tried_again(
@@ -258,7 +258,7 @@ def test_a_thread_that_cannot_start_is_tried_again(
     watch.post(end.set)
     watch.start()
     wait(end)
-    watch.leave()
+    watch.remove_user()
 
 
 def test_after_a_fork_it_begins_anew(watch: Watch) -> None:
@@ -271,4 +271,4 @@ def test_after_a_fork_it_begins_anew(watch: Watch) -> None:
     watch.start()
     watch.post(end.set)
     wait(end)
-    watch.leave()
+    watch.remove_user()

@@ -25,7 +25,7 @@ from starlette.routing import Route
 import leakguard
 from leakguard import FindingKind, History, LeakGuard, LeakGuardMiddleware, Log
 from tests.load.client import call
-from tests.support import settle
+from tests.support import drain_watch
 
 QUERY = text("SELECT 1")
 OURS = str(Path(leakguard.__file__).parent / "*")
@@ -235,10 +235,10 @@ async def _look(site: Site) -> Look:
     for _ in range(2):
         site.settle_leaks()
     site.renew()
-    settle()
+    drain_watch()
     for _ in range(3):  # SQLAlchemy's finalizers bring some of its own back once
         gc.collect()
-    settle()
+    drain_watch()
     mine = tracemalloc.take_snapshot().filter_traces(
         [tracemalloc.Filter(inclusive=True, filename_pattern=OURS)]
     )

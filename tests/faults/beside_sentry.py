@@ -41,7 +41,7 @@ class Drop(Transport):
         self._envelopes.append(envelope)
 
     def take(self) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-        """Give the SQL of each transaction, and kind and scope of each finding from the log."""
+        """Return the SQL of each transaction, and kind and scope of each finding from the log."""
         statements: dict[str, list[str]] = {}
         findings: list[tuple[str, str]] = []
         for envelope in self._envelopes:

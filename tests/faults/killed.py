@@ -81,7 +81,7 @@ class Site:
         """What was raised, as it arrived outside of leakguard's middleware."""
 
     def second(self, number: int) -> TextClause:
-        """Give the second statement of a request."""
+        """Return the second statement of a request."""
         self.reached.add(number)
         return self.waits.get(number, QUERY)
 

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, TextClause, create_engine, text
 from sqlalchemy.orm import Session
 
 from leakguard import Finding, Hold, LeakGuard, LeakGuardMiddleware, Observer
-from tests.support import settle
+from tests.support import drain_watch
 
 
 class Entry(NamedTuple):
@@ -43,7 +43,7 @@ class Diary(Observer):
         self._file = file
 
     def read(self) -> list[Entry]:
-        """Give what was written so far, apart from a line that is being written."""
+        """Return what was written so far, apart from a line that is being written."""
         lines = self._file.read_text().splitlines(keepends=True) if self._file.exists() else []
         return [Entry(*json.loads(line)) for line in lines if line.endswith("\n")]
 
@@ -106,7 +106,7 @@ class Site:
         yield
 
     def pid(self) -> int:
-        """Say which worker answers."""
+        """Return which worker answers."""
         return os.getpid()
 
     def healthy(self, number: int) -> int:
@@ -151,7 +151,7 @@ class Site:
 
     def out(self) -> list[str]:
         """List what is out, once everything is told."""
-        settle()
+        drain_watch()
         return [str(hold) for hold in self.guard.open_holds()]
 
     def _collect(self) -> None:
@@ -177,5 +177,5 @@ def preload(folder: str) -> FastAPI:
 
 
 def query(number: int) -> TextClause:
-    """Give the statement with a number."""
+    """Return the statement with a number."""
     return text(f"SELECT {number}")

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import QueuePool
 
 from leakguard import FindingKind, LeakGuard
-from tests.support import Recorder, drivers_ended, settle
+from tests.support import Recorder, drain_watch, drivers_ended
 
 QUERY = text("SELECT 1")
 Work = Callable[[AsyncEngine, list[Any]], Awaitable[None]]
@@ -141,7 +141,7 @@ async def one_round(  # noqa: PLR0913  (what is the same in all rounds)
     reached = driver.awaits >= at
     assert isinstance(error, asyncio.CancelledError) or error is None
     await others_done()
-    settle()
+    drain_watch()
     acquired = [
         hold for hold in recorder.holds_acquired[told[1] :] if hold.resource == "connection"
     ]
@@ -157,7 +157,7 @@ async def one_round(  # noqa: PLR0913  (what is the same in all rounds)
     await engine.dispose()
     del kept, task, driver, error
     gc.collect()
-    settle()
+    drain_watch()
     assert guard.open_holds() == ()
     assert all(finding.resolved for finding in errors)
     await drivers_ended(threads)

@@ -34,7 +34,7 @@ from tests.faults.killed import ENGINES, HEALTHY, LEAKING, Kept, Site
 from tests.load import client
 from tests.load.examination import WithEnds
 from tests.scenarios.databases import DRIVERS, Databases, Server, Unavailable
-from tests.support import PATIENCE, Recorder, line_marked, patiently, serving, settle
+from tests.support import PATIENCE, Recorder, drain_watch, line_marked, patiently, serving
 
 CLIENTS: Final = 32
 CALM: Final = 160
@@ -121,7 +121,7 @@ class Seen(NamedTuple):
 
 
 def expected(load: Load, site: Site) -> list[Seen]:
-    """Say what must be found of what the requests kept."""
+    """Return what must be found of what the requests kept."""
     return sorted(
         (
             _expected_of(number, *load.asked[number], kept)
@@ -143,7 +143,7 @@ def _expected_of(number: int, name: str, engine: str, kept: Kept) -> Seen:
 
 
 def see(finding: Finding, number: int | None) -> Seen:
-    """Give what is compared of a finding."""
+    """Return what is compared of a finding."""
     hold, scope = finding.hold, finding.scope
     return Seen(
         number,
@@ -163,7 +163,7 @@ class Look:
     """What is found and what is out while all that was kept is still kept."""
 
     def __init__(self, site: Site, guard: LeakGuard, recorder: Recorder) -> None:
-        settle()
+        drain_watch()
         number_of = {id(kept.scope): number for number, kept in site.kept.items()}
         findings = list(recorder.findings)
         self.leaks = [one for one in findings if one.kind is FindingKind.LEAKED]
@@ -197,7 +197,7 @@ def serve(load: Load, site: Site, guard: LeakGuard, recorder: Recorder) -> Look:
 
 @pytest.fixture(scope="module")
 def databases() -> Iterator[Databases]:
-    """Give databases of the module's own: no other test must notice that they are killed."""
+    """Return databases of the module's own: no other test must notice that they are killed."""
     # Not in pytest's folder, for the reason that the scenarios have.
     with tempfile.TemporaryDirectory() as folder, Databases(Path(folder)) as databases:
         yield databases
@@ -205,7 +205,7 @@ def databases() -> Iterator[Databases]:
 
 @pytest.fixture
 def database(databases: Databases, sync: str) -> Server:
-    """Give the server that the drivers of the test are for."""
+    """Return the server that the drivers of the test are for."""
     try:
         database = databases.of(DRIVER[sync])
     except Unavailable as reason:
@@ -252,7 +252,7 @@ def test_a_database_that_is_killed_under_load(
         assert site.arrived == site.left
         assert [error for error in site.left.values() if error.startswith("leakguard")] == []
 
-        settle()
+        drain_watch()
         # The holds last: asking for them finds out what was missed.
         assert Counter(recorder.resolutions) == Counter(look.leaks)
         assert Counter(recorder.holds_released) == Counter(set(recorder.holds_acquired))

@@ -68,7 +68,7 @@ import gc, os, sys, warnings
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 from leakguard import LeakGuard
-from tests.support import Recorder, settle
+from tests.support import Recorder, drain_watch
 
 warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads, which is the point
 recorder = Recorder()
@@ -98,7 +98,7 @@ with guard.scope("around the fork"):
         del outside, inside
         gc.collect()
         own = engine.connect()
-settle()
+drain_watch()
 if child == 0:
     assert [str(kind) for kind in recorder.kinds] == ["leaked"], recorder.kinds
     assert recorder.findings[0].hold is guard.open_holds()[0]
@@ -119,11 +119,11 @@ import asyncio, os, sys, warnings
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 from leakguard import LeakGuard
-from leakguard.core import looks
+from leakguard.core import task_scan
 from tests.support import Recorder
 
 warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads, which is the point
-looks.MANY = -1  # any number of tasks is many, so that looks are put off
+task_scan.MANY = -1  # any number of tasks is many, so that looks are put off
 recorder = Recorder()
 guard = LeakGuard(mode="testing", observers=[recorder], late_after=0.2).install()
 kept = []

@@ -144,7 +144,7 @@ class Gunicorn:
 
 
 def exists(process: int) -> bool:
-    """Say whether a process runs, or nobody has asked how it ended."""
+    """Return whether a process runs, or nobody has asked how it ended."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -15,7 +15,7 @@ from tests.support import Recorder
 
 
 def instrumentor() -> Any:
-    """Give theirs; it is a package for tests only."""
+    """Return theirs; it is a package for tests only."""
     return pytest.importorskip("opentelemetry.instrumentation.sqlalchemy").SQLAlchemyInstrumentor()
 
 

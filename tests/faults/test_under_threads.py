@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from leakguard import Finding, FindingKind, LeakGuard, Observer, Scope
 from leakguard.core.hold import Hold
-from tests.support import PATIENCE, Recorder, settle
+from tests.support import PATIENCE, Recorder, drain_watch
 
 QUERY = text("SELECT 1")
 THREADS = 16
@@ -69,7 +69,7 @@ def in_threads(work: Callable[[int], None], threads: int = THREADS) -> None:
 def everything_is_accounted_for(guard: LeakGuard, recorder: Recorder) -> None:
     """Assert that every hold came to one end, and to one error at most."""
     gc.collect()
-    settle()
+    drain_watch()
     assert guard.open_holds() == ()
     assert Counter(recorder.holds_acquired) == Counter(recorder.holds_released)
     assert set(Counter(recorder.holds_acquired).values()) <= {1}

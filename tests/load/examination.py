@@ -12,7 +12,7 @@ from typing import Any
 
 from leakguard import Finding, FindingKind, LeakGuard, Observer
 from tests.load.application import Site
-from tests.support import settle
+from tests.support import drain_watch
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Examination:
 
     def result(self) -> Result:
         """Compare what came back, and give it all."""
-        settle()
+        drain_watch()
         result, findings = self._result, self._collecting.findings
         result.open_now = len(self.guard.open_holds())
         result.resolved = len(self._collecting.resolutions)

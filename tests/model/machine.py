@@ -15,7 +15,7 @@ from sqlalchemy.pool import Pool, QueuePool
 from leakguard import FindingKind, LeakGuard, Scope
 from leakguard.core.hold import Hold
 from tests.model.model import Model, ModelFinding, ModelHold, ModelScope
-from tests.support import Recorder, settle
+from tests.support import Recorder, drain_watch
 
 PROGRAMS = int(os.environ.get("LEAKGUARD_PROGRAMS", "250"))
 """How many random programs of threads run; of tasks, a third as many."""
@@ -92,14 +92,14 @@ class Machine(RuleBasedStateMachine):
     def agree(self) -> None:
         """The guard says what the model says."""
         if self.begun:
-            settle()
+            drain_watch()
             self._pair()
             self._agree_on_holds()
             self._agree_with_the_pool()
             self._agree_on_findings()
 
     def _pair(self) -> None:
-        """Say which real hold is which of the model: they were acquired in the same order."""
+        """Return which real hold is which of the model: they were acquired in the same order."""
         acquired = self.recorder.holds_acquired
         assert [hold.resource for hold in acquired] == [one.resource for one in self.model.holds]
         self.hold_of = dict(zip(self.model.holds, acquired, strict=True))

@@ -241,10 +241,10 @@ class Model:
 
 
 def _holder(actor: ModelActor, scope: ModelScope | None) -> ModelActor | None:
-    """Give the actor, unless it is the one that has the scope open."""
+    """Return the actor, unless it is the one that has the scope open."""
     return None if scope is not None and scope.is_open and scope.owner is actor else actor
 
 
 def _takes_room(hold: ModelHold, pool: object) -> bool:
-    """Say whether a hold is a connection of `pool` that keeps others from having it."""
+    """Return whether a hold is a connection of `pool` that keeps others from having it."""
     return hold.resource == "connection" and hold.out and hold.pool is pool and not hold.detached

@@ -74,17 +74,17 @@ class Thing(Reference):
 
 
 def has_connection(thing: Thing) -> bool:
-    """Say whether it has a connection out."""
+    """Return whether it has a connection out."""
     return thing.hold is not None
 
 
 def is_usable(thing: Thing) -> bool:
-    """Say whether statements can be executed through it."""
+    """Return whether statements can be executed through it."""
     return not thing.broken
 
 
 def is_usable_session(thing: Thing) -> bool:
-    """Say whether it is a session through which statements can be executed."""
+    """Return whether it is a session through which statements can be executed."""
     return thing.session is not None and not thing.broken
 
 

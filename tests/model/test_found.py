@@ -13,7 +13,7 @@ from sqlalchemy.pool import StaticPool
 
 from leakguard import FindingKind, LeakGuard
 from tests.model.test_model import Worker
-from tests.support import Recorder, settle
+from tests.support import Recorder, drain_watch
 
 QUERY = text("SELECT 1")
 
@@ -35,12 +35,12 @@ def test_a_thread_that_works_for_two_scopes(
             taken: list[Connection] = []
             worker.do(lambda: taken.append(engine.connect()))
             worker.do(lambda: session.execute(QUERY))
-        settle()
+        drain_watch()
         assert recorder.kinds == [FindingKind.OUTLIVES_SCOPE]
         worker.do(lambda: taken.pop().close())
         worker.end()
         session.close()
-    settle()
+    drain_watch()
     assert recorder.kinds == [FindingKind.OUTLIVES_SCOPE]
     assert len(recorder.resolutions) == 1
 
@@ -52,7 +52,7 @@ def test_a_look_at_the_open_holds_while_the_collector_is_at_work(
     connection = engine.raw_connection()
     looks = [weakref.ref(connection, lambda _: guard.open_holds())]
     del connection
-    settle()
+    drain_watch()
     assert looks[0]() is None
     assert recorder.kinds == [FindingKind.RECLAIMED]
 
@@ -84,8 +84,8 @@ def test_a_notice_that_became_a_leak_is_resolved_with_it(
         worker.do(lambda: taken.append(Session(engine)))
         worker.do(lambda: taken[0].execute(QUERY))
     worker.end()
-    settle()
+    drain_watch()
     taken[0].close()
-    settle()
+    drain_watch()
     assert recorder.kinds == [FindingKind.OUTLIVES_SCOPE, FindingKind.LEAKED]
     assert [finding.resolved for finding in recorder.findings] == [True, True]

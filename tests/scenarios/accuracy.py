@@ -19,7 +19,7 @@ from tests.scenarios.suite import Scenario, observe, verdict
 TABLE: Final = Path(__file__).parents[2] / "docs" / "accuracy.md"
 _LIMITS: Final = Path(__file__).with_name("test_limits.py")
 Observed = Callable[[Scenario, Driver], Collection[str]]
-"""Gives what a scenario came to with a driver: one verdict, unless it differs from time to time."""
+"""Returns what a scenario came to with a driver: one verdict, unless it differs at times."""
 
 _HEAD: Final = """\
 # Accuracy
@@ -47,7 +47,7 @@ def render(observed: Observed) -> str:
 
 
 def expected(one: Scenario, driver: Driver) -> Collection[str]:
-    """Give what a scenario must come to, as if it had."""
+    """Return what a scenario must come to, as if it had."""
     return {one.verdict}
 
 

@@ -17,7 +17,7 @@ from tests.scenarios.databases import Databases  # noqa: E402  (rewritten by the
 
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Databases]:
-    """Give the databases of the run; each is started when it is first asked for."""
+    """Return the databases of the run; each is started when it is first asked for."""
     # Not in pytest's folder: every run that starts closes it to all but its own user, and
     # PostgreSQL does not run as root.
     with tempfile.TemporaryDirectory() as folder, Databases(Path(folder)) as databases:

@@ -82,12 +82,12 @@ class Database(ABC):
             make_tables(engine)
 
     def url(self, driver: Driver) -> URL:
-        """Give the URL for a driver."""
+        """Return the URL for a driver."""
         return self._url.set(drivername=driver.drivername)
 
     @contextmanager
     def admin_engine(self) -> Generator[Engine, None, None]:
-        """Give an engine for what must be done while no guard watches."""
+        """Return an engine for what must be done while no guard watches."""
         engine = create_engine(self._url, poolclass=NullPool)
         yield engine
         engine.dispose()
@@ -131,7 +131,7 @@ class Server(Database):
     """A database that is a process of its own."""
 
     def connect(self) -> Any:
-        """Give a connection of the driver's own, in autocommit: no pool, so no guard sees it."""
+        """Return a connection of the driver's own, in autocommit: no pool, so no guard sees it."""
         engine = create_engine(self._url)
         arguments, options = engine.dialect.create_connect_args(self._url)
         return engine.dialect.connect(*arguments, autocommit=True, **options)
@@ -380,7 +380,7 @@ class Databases:
         self._stack.close()
 
     def of(self, driver: Driver) -> Database:
-        """Give the database that a driver is for."""
+        """Return the database that a driver is for."""
         name = driver.database
         if name not in self._running:
             folder = self._folder / name

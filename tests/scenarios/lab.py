@@ -100,7 +100,7 @@ class Bench:
         return engine
 
     def shared(self, name: str, make: Callable[[], T]) -> T:
-        """Give the one object of a name, made when it is first asked for."""
+        """Return the one object of a name, made when it is first asked for."""
         if name not in self._shared:
             self._shared[name] = make()
         found: T = self._shared[name]
@@ -287,7 +287,7 @@ class Lab:
         return response
 
     def client(self, *, raises: bool = False) -> httpx.AsyncClient:
-        """Give a client of the application."""
+        """Return a client of the application."""
         options: dict[str, Any] = {"base_url": "http://test"}
         if self.bench.address is None:
             options["transport"] = httpx.ASGITransport(self.asgi, raise_app_exceptions=raises)

@@ -60,7 +60,7 @@ class Expected:
     """What its report says, among other things."""
 
     def seen_in(self, source: Row) -> Seen:
-        """Say how the finding must look for a scenario with this source."""
+        """Return how the finding must look for a scenario with this source."""
         return Seen(
             self.kind,
             _marked(source, self.created),
@@ -238,7 +238,7 @@ def _reports_say(one: Scenario, findings: list[Finding]) -> None:
 
 
 def see(finding: Finding) -> Seen:
-    """Give what is compared of a finding."""
+    """Return what is compared of a finding."""
     hold, scope = finding.hold, finding.scope
     return Seen(
         finding.kind,

@@ -37,13 +37,13 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def hasty(recorder: Recorder) -> Iterator[LeakGuard]:
-    """Give a guard that does not wait long for work which may give a connection back."""
+    """Return a guard that does not wait long for work which may give a connection back."""
     with LeakGuard(mode="testing", observers=[recorder], late_after=SOON) as guard:
         yield guard
 
 
 def used(engine: Engine) -> Session:
-    """Give a session that holds a connection."""
+    """Return a session that holds a connection."""
     session = Session(engine)
     session.execute(QUERY)
     return session

@@ -26,7 +26,7 @@ def cases(scenarios: list[Scenario]) -> list[Any]:
 
 @pytest.fixture
 def database(databases: Databases, driver: Driver) -> Database:
-    """Give the database that the driver of the test is for."""
+    """Return the database that the driver of the test is for."""
     try:
         return databases.of(driver)
     except Unavailable as reason:

@@ -14,7 +14,7 @@ from tests.sources.pools import POOLS, make_engine
 
 @pytest.fixture(params=POOLS, ids=lambda pool: pool.__name__)
 def any_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """Give an engine with a pool of every class."""
+    """Return an engine with a pool of every class."""
     engine = make_engine(tmp_path, request.param)
     yield engine
     engine.dispose()

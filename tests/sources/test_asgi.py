@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware, Scope, SettingsError
+from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware, Scope
 from leakguard.core.scope import current_scope
 from leakguard.core.watch import WATCH
-from leakguard.sources.asgi import RequestScopes
+from leakguard.sources.asgi import ScopeMiddleware
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from tests.support import PATIENCE, Recorder
 
@@ -46,7 +47,7 @@ class Client:
         self.incoming: list[Message] = [{"type": "http.request", "body": b""}]
 
     async def receive(self) -> Message:
-        """Give the next message of the client."""
+        """Return the next message of the client."""
         return self.incoming.pop(0) if self.incoming else {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -132,7 +133,7 @@ def test_a_request_is_a_scope(guard: LeakGuard, recorder: Recorder) -> None:
     assert [event.what for event in scope.events] == [
         "request received",
         "response started",
-        "last byte sent",
+        "last byte handed to the server",
         "scope closed",
     ]
     assert [message["type"] for message in client.sent] == [
@@ -348,17 +349,9 @@ def test_the_guard_of_an_application_that_is_gone_is_uninstalled(
     assert not own.installed
 
 
-def test_a_guard_that_was_given_needs_no_options() -> None:
-    """A guard and options beside it contradict each other."""
-    with pytest.raises(SettingsError, match="mode='testing' is not allowed: set it on the guard"):
-        LeakGuardMiddleware(answer, guard=LeakGuard(mode="off"), mode="testing")
-    with pytest.raises(SettingsError, match="guard='production' is not allowed"):
-        LeakGuardMiddleware(answer, guard="production")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistake
-
-
 def test_the_core_middleware_takes_any_guard(guard: LeakGuard, recorder: Recorder) -> None:
-    """`RequestScopes` is the middleware without the wiring."""
-    Client(RequestScopes(answer, guard)).run()
+    """`ScopeMiddleware` is the middleware without the wiring."""
+    Client(ScopeMiddleware(answer, guard)).run()
     assert len(recorder.scopes_closed) == 1
 
 
@@ -369,20 +362,29 @@ def test_the_request_is_not_kept(guard: LeakGuard, recorder: Recorder) -> None:
         return PlainTextResponse(request.url.path)
 
     app = Starlette(routes=[Route("/items/{item_id}", endpoint)])
+    gone = weakref.ref(app)
     secret = b"a secret header"
-    client = Client(middleware(app, guard), path="/items/7", headers=[(b"authorization", secret)])
-    client.run()
+    Client(middleware(app, guard), path="/items/7", headers=[(b"authorization", secret)]).run()
     scope = only_scope(recorder)
-    assert scope.name == "GET /items/{item_id}"
     assert scope.endpoint is endpoint.__code__
-    seen = set[int]()
-    pending: list[Any] = [getattr(scope, name, None) for name in type(scope).__slots__]
+    assert not any(one is secret for one in within(scope))
+    assert scope.name == "GET /items/{item_id}"
+    del app
+    gc.collect()
+    assert gone() is None
+
+
+def within(scope: Scope) -> list[object]:
+    """List what a scope refers to, itself and through leakguard's own objects but its guard."""
+    seen: dict[int, object] = {id(scope.guard): scope.guard}
+    pending: list[object] = [scope]
     while pending:
         one = pending.pop()
-        if id(one) not in seen and type(one) in {dict, list, tuple}:
-            seen.add(id(one))
-            pending.extend(gc.get_referents(one))
-        assert one is not secret
+        if id(one) not in seen:
+            seen[id(one)] = one
+            if type(one) in {dict, list, tuple} or type(one).__module__.startswith("leakguard."):
+                pending.extend(gc.get_referents(one))
+    return list(seen.values())
 
 
 def test_routes_that_raise_are_not_felt(

@@ -47,7 +47,7 @@ class Engines:
 
 @pytest.fixture(params=["file", "memory", "no pool"])
 def engines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engines]:
-    """Give an engine of each kind; afterwards the source remembers no connection."""
+    """Return an engine of each kind; afterwards the source remembers no connection."""
     gc.collect()
     file = f"sqlite+aiosqlite:///{tmp_path / 'async.db'}"
     url, pool = {

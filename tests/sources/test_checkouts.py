@@ -25,7 +25,7 @@ from leakguard import FindingKind, LeakGuard
 from leakguard.core.callsite import relative_path
 from leakguard.core.hold import Hold
 from leakguard.sources.sqlalchemy import SQLALCHEMY
-from leakguard.sources.sqlalchemy.sessions import ConstructedSession
+from leakguard.sources.sqlalchemy.sessions import TrackedSession
 from tests.support import Recorder
 
 pytestmark = pytest.mark.usefixtures("collected_before")
@@ -317,7 +317,7 @@ def test_a_leak_does_not_look_at_sessions(
 
     looked: list[int] = []
     sessions = [Session(engine) for _ in range(10)]
-    monkeypatch.setattr(ConstructedSession, "open", property(look))
+    monkeypatch.setattr(TrackedSession, "open", property(look))
     with guard.scope("job"):
         connection = engine.connect()
     assert [finding.usage and finding.usage.same_line for finding in recorder.findings] == [1]
@@ -366,7 +366,7 @@ class CountsByTenant(QueuePool):
         return len(tenant)
 
     def status(self) -> str:
-        """Say which pool it is."""
+        """Return which pool it is."""
         return "by tenant"
 
 

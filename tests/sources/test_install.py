@@ -26,7 +26,7 @@ from starlette.applications import Starlette
 
 from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware
 from leakguard.sources.sqlalchemy import SQLALCHEMY
-from tests.support import PATIENCE, Recorder, line_marked, settle
+from tests.support import PATIENCE, Recorder, drain_watch, line_marked
 
 QUERY = text("SELECT 1")
 ROOTS: tuple[type[Any], ...] = (Session, Pool, Engine, Connection, Dialect)
@@ -373,7 +373,7 @@ def test_an_application_that_goes_during_a_checkout(engines: Engines) -> None:
     def checked_out(*_: object) -> None:
         applications.clear()
         gc.collect()
-        settle()
+        drain_watch()
 
     event.listen(Pool, "checkout", checked_out)
     engines.all[0].connect().close()

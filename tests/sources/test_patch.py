@@ -25,7 +25,7 @@ ORIGINAL = vars(Door)["open"]
 
 
 def listening(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give what makes a wrapper that notes `name` at each call."""
+    """Return what makes a wrapper that notes `name` at each call."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(door: Door, *args: Any, **kwargs: Any) -> Any:

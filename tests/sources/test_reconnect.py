@@ -29,7 +29,7 @@ POOLS = [QueuePool, NullPool, StaticPool]
 
 @pytest.fixture(params=POOLS, ids=lambda pool: pool.__name__)
 def any_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """Give an engine with a pool that may reconnect, and that pings before it gives one out."""
+    """Return an engine with a pool that may reconnect, and that pings before it gives one out."""
     engine = create_engine(
         f"sqlite:///{tmp_path / 'any.db'}",
         poolclass=request.param,

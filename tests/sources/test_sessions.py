@@ -293,7 +293,7 @@ def test_a_session_may_be_used_again_after_close(
 
 
 def generator_db(engine: Engine) -> Iterator[Session]:
-    """Give a session the way a dependency does, quite correctly."""
+    """Return a session the way a dependency does, quite correctly."""
     with Session(engine) as session:
         yield session
 

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("collected_before")
 
 @pytest.fixture
 def static(tmp_path: Path) -> Iterator[Engine]:
-    """Give an engine all of whose checkouts are one connection."""
+    """Return an engine all of whose checkouts are one connection."""
     engine = make_engine(tmp_path, StaticPool)
     yield engine
     engine.dispose()
@@ -82,7 +82,7 @@ ENDINGS = [
 
 
 def accused(first: Callable[..., None], second: Callable[..., None]) -> list[FindingKind]:
-    """Say what is to be found: nothing is held any more once the shared connection is closed."""
+    """Return what is to be found: nothing is held any more once the shared connection is closed."""
     reclaimed = [FindingKind.RECLAIMED]
     return (reclaimed if first is dropped else []) + (
         reclaimed if second is dropped and first not in {invalidated, detached} else []
@@ -128,8 +128,6 @@ def test_a_refused_checkout_of_a_shared_connection(
     guard: LeakGuard, recorder: Recorder, static: Engine
 ) -> None:
     """Where a listener refuses the second checkout, SQLAlchemy closes the connection of both."""
-    from sqlalchemy import event  # noqa: PLC0415  (only here)
-
     with guard.scope("job"):
         first = static.raw_connection()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
     from leakguard.core.callsite import CallSite
-    from leakguard.sources.sqlalchemy.refs import NumberedRef
+    from leakguard.sources.sqlalchemy.refs import IdRef
 
 
 class Use(NamedTuple):
@@ -37,14 +37,16 @@ class Use(NamedTuple):
 class Checkout(ConnectionHold):
     """A connection of an SQLAlchemy pool."""
 
-    __slots__ = ("detached", "facts", "record", "ref", "uses")
-    ref: NumberedRef[PoolProxiedConnection]
+    __slots__ = ("detached_id", "facts", "open_checkouts", "record_id", "ref", "uses")
+    ref: IdRef[PoolProxiedConnection]
     facts: PoolFacts
-    record: int
-    """The number of the pool's entry: two checkouts with the same one are one connection. It is 0
+    record_id: int
+    """The `id()` of the pool's entry: two checkouts with the same one are one connection. It is 0
     once that connection has left the pool."""
-    detached: int
-    """The number of the driver's connection once it has left its pool for good, else 0."""
+    detached_id: int | None
+    """The `id()` of the driver's connection once it has left its pool for good."""
+    open_checkouts: dict[int, Checkout]
+    """All of the process, of every pool, by the `id()` of their proxies."""
     uses: tuple[Use, ...]
     """That of who took it, and those that sessions began meanwhile; empty where there was none."""
 
@@ -53,7 +55,7 @@ class Checkout(ConnectionHold):
         proxy = self.ref()
         # One that is gone was collected, and the finalizer that says so is yet to run. One that is
         # detached may be invalidated, which closes nothing; that it is closed is told by an event.
-        if proxy is None or self.detached:
+        if proxy is None or self.detached_id is not None:
             return self.released_monotonic is None
         return proxy.is_valid
 
@@ -72,11 +74,11 @@ class Checkout(ConnectionHold):
     @property
     def usage(self) -> PoolUsage | None:
         pool = self.facts.ref()
-        if pool is None or self.detached:
+        if pool is None or self.detached_id is not None:
             return None
         site = self.created_at or self.acquired_at
         # Not among all that the guard has open: there may be thousands of sessions.
-        out_of_any: list[Checkout] = list(self.facts.out.copy().values())
+        out_of_any: list[Checkout] = list(self.open_checkouts.copy().values())
         of_pool = [
             hold
             for hold in out_of_any
@@ -85,7 +87,7 @@ class Checkout(ConnectionHold):
         same_line = sum((hold.created_at or hold.acquired_at) == site for hold in of_pool)
         out, capacity = pool_fill(pool)
         if out is not None:  # after a dispose() the old pool counts anew, down from 0
-            out = max(out, sum(not hold.detached for hold in of_pool))
+            out = max(out, sum(hold.detached_id is None for hold in of_pool))
         return PoolUsage(out, capacity, same_line)
 
     @property
@@ -118,4 +120,4 @@ class Checkout(ConnectionHold):
 
     @property
     def lost_when_collected(self) -> bool:
-        return self.facts.is_async or bool(self.detached)
+        return self.facts.is_async or self.detached_id is not None

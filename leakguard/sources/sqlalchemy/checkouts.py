@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
 from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -17,14 +16,15 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
 
 from leakguard.core.callsite import capture
-from leakguard.core.faults import FAULTS
-from leakguard.core.holder import current_holder, running_loop
+from leakguard.core.holder import current_holder
 from leakguard.core.scope import current_scope
+from leakguard.core.tasks import running_loop
 from leakguard.sources.sqlalchemy.checkout import Checkout
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.guards import Guards
+from leakguard.sources.sqlalchemy.listeners import Listener, report_fault
 from leakguard.sources.sqlalchemy.pools import PoolFacts, at_work, pool_facts
-from leakguard.sources.sqlalchemy.refs import NumberedRef
+from leakguard.sources.sqlalchemy.refs import IdRef
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from leakguard.core.guard import Guard
     from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
-
-Listener = tuple[type, str, Callable[..., None]]
 
 
 class Checkouts:
@@ -63,7 +61,7 @@ class Checkouts:
         )
 
     def of(self, connection: Connection) -> Checkout | None:
-        """Give the checkout that a `Connection` works with, if a guard watches it."""
+        """Return the checkout that a `Connection` works with, if a guard watches it."""
         # Asked for its proxy, an invalidated one raises or checks out anew.
         if connection.invalidated:
             return None
@@ -106,11 +104,11 @@ class Checkouts:
         try:
             hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
             if hold is not None and not hold.collected:
-                hold.detached = id(dbapi_connection)
+                hold.detached_id = id(dbapi_connection)
                 leaving = (hold, *self._sharing(hold))
-                self._detached[hold.detached] = leaving
+                self._detached[hold.detached_id] = leaving
                 for one in leaving:  # the entry goes, and another one may get its number
-                    one.record = 0
+                    one.record_id = 0
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
@@ -166,7 +164,7 @@ class Checkouts:
                 long = len(statement) > _STATEMENT_LIMIT
                 hold.statement_text = f"{statement[:_STATEMENT_LIMIT]}…" if long else statement
                 if hold.scope is not None:
-                    hold.scope.log.add("statement executed")
+                    hold.scope.event_log.add("statement executed")
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
@@ -177,7 +175,7 @@ class Checkouts:
         if known is not None and known.ref() is proxy:
             return  # checked out again after another listener asked for a reconnect
         pool = _pool_of(proxy)
-        guard, scope = self._guards.watching(current_scope.get(), pool)
+        guard, scope = self._guards.guard_for(current_scope.get(), pool)
         if guard is None:
             return
         # The caller's frame: a variable with the own one would be a cycle that keeps the proxy.
@@ -188,16 +186,17 @@ class Checkouts:
         hold = Checkout(guard, facts.name, scope, site)
         hold.facts = facts
         hold.asynchronous = facts.is_async
-        hold.record = id(record)
-        hold.detached = 0
+        hold.record_id = id(record)
+        hold.detached_id = None
         hold.uses = ()
-        hold.ref = NumberedRef(proxy, self._proxy_gone)
+        hold.open_checkouts = self._open
+        hold.ref = IdRef(proxy, self._proxy_gone)
         if scope is not None:
             self.place(hold, scope)
             hold.sync_in_async = not facts.is_async and running_loop() is not None
-        self._open[hold.ref.number] = hold
+        self._open[hold.ref.id] = hold
         if not facts.shares:  # else the record does not tell which of them is meant
-            self._by_record[hold.record] = hold
+            self._by_record[hold.record_id] = hold
         guard.acquired(hold)
 
     def place(self, hold: Checkout, scope: Scope) -> None:
@@ -205,19 +204,19 @@ class Checkouts:
         hold.holder = current_holder(scope)
         other = _beside(hold, scope.open_connections)
         hold.nested = other is not None
-        hold.beside = None if other is None else other.site
+        hold.already_held_at = None if other is None else other.site
 
     def _facts_of(self, pool: Pool, frame: FrameType | None) -> PoolFacts:
         facts = self._pools.get(id(pool))
         if facts is None or facts.ref() is not pool:
-            facts = self._pools[id(pool)] = pool_facts(pool, frame, self._open)
+            facts = self._pools[id(pool)] = pool_facts(pool, frame)
             weakref.finalize(pool, self._pools.pop, id(pool), None).atexit = False
         elif facts.engine is None:  # it was used without, as for a warm-up
             facts.look_for_engine(frame)
         return facts
 
     def _came_back(self, hold: Checkout) -> None:
-        self._open.pop(hold.ref.number, None)
+        self._open.pop(hold.ref.id, None)
         try:
             if hold.session is not None:
                 hold.session.returns += 1
@@ -229,12 +228,12 @@ class Checkouts:
         """List the other checkouts of the same connection."""
         if not hold.facts.shares:
             return []
-        return [other for other in self._of_shared(hold.record) if other is not hold]
+        return [other for other in self._of_shared(hold.record_id) if other is not hold]
 
-    def _of_shared(self, record: int) -> list[Checkout]:
+    def _of_shared(self, record_id: int) -> list[Checkout]:
         """List the checkouts of a connection that several share: closed, all of them are."""
         checkouts = self._open.copy().values()
-        return [one for one in checkouts if one.facts.shares and one.record == record]
+        return [one for one in checkouts if one.facts.shares and one.record_id == record_id]
 
     def _handled_by_caller(self) -> Checkout | None:
         """Find the checkout whose proxy SQLAlchemy is at work on: its events do not tell."""
@@ -245,19 +244,14 @@ class Checkouts:
         # It is another proxy where a collected one is cleaned up after.
         return hold if hold is not None and hold.ref() is proxy else None
 
-    def _proxy_gone(self, ref: NumberedRef[Any]) -> None:
+    def _proxy_gone(self, ref: IdRef[Any]) -> None:
         """Run as a finalizer: at any point of any code, without a lock and with few allocations."""
         # The number is free for another object only after this, so that the entry is its own.
-        hold = self._open.pop(ref.number, None)
+        hold = self._open.pop(ref.id, None)
         if hold is not None and hold.released_monotonic is None:
-            if hold.detached:
-                self._detached.pop(hold.detached, None)
+            if hold.detached_id is not None:
+                self._detached.pop(hold.detached_id, None)
             hold.guard.collected(hold)
-
-
-def report_fault(error: Exception) -> None:
-    """Log a fault of this source, once."""
-    FAULTS.report("leakguard's SQLAlchemy source", error, "Please report it.")
 
 
 _STATEMENT_LIMIT: Final = 4000
@@ -285,6 +279,6 @@ def _is_beside(other: Hold, hold: Checkout) -> bool:
         isinstance(other, Checkout)
         and other is not hold
         and other.facts is hold.facts
-        and not other.detached
+        and other.detached_id is None
         and other.open
     )

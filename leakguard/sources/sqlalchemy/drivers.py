@@ -19,7 +19,7 @@ def driver_in_transaction(connection: Any) -> bool | None:  # noqa: ANN401  (any
 
 
 def backend_pid(connection: Any) -> int | None:  # noqa: ANN401  (any driver's)
-    """Give the number of the server's process or thread, where the driver knows."""
+    """Return the number of the server's process or thread, where the driver knows."""
     for getter in _PID_GETTERS:
         try:
             pid: object = getter(connection)

@@ -19,7 +19,7 @@ _getcurrent: Final[Callable[[], Any] | None] = getattr(_greenlet_module(), "getc
 
 
 def parent_stacks() -> Iterator[FrameType]:
-    """Give the innermost frames of the stacks that the current one hangs from."""
+    """Return the innermost frames of the stacks that the current one hangs from."""
     parent = None if _getcurrent is None else _getcurrent().parent
     while parent is not None:
         if parent.gr_frame is not None:

@@ -30,7 +30,7 @@ class Guards:
         return bool(self._guards)
 
     def all(self) -> tuple[Guard, ...]:
-        """Give them in the order of their installation."""
+        """Return them in the order of their installation."""
         return self._guards
 
     @property
@@ -49,7 +49,9 @@ class Guards:
         self._guards = tuple(one for one in self._guards if one is not guard)
         self._watched.pop(guard, None)
 
-    def watching(self, scope: Scope | None, pool: Pool | None) -> tuple[Guard | None, Scope | None]:
+    def guard_for(
+        self, scope: Scope | None, pool: Pool | None
+    ) -> tuple[Guard | None, Scope | None]:
         """Find the guard to tell, and its scope, by the current scope and the pool.
 
         The pool of a session is `None` where it has no engine of its own.
@@ -64,8 +66,8 @@ class Guards:
                 return guard, None
         return None, None
 
-    def around(self, scope: Scope | None) -> tuple[Guard | None, Scope | None]:
-        """Give the innermost scope and its guard, else the guard that was installed first."""
+    def nearest(self, scope: Scope | None) -> tuple[Guard | None, Scope | None]:
+        """Return the innermost scope and its guard, else the guard that was installed first."""
         while scope is not None:
             if scope.guard.installed:
                 return scope.guard, scope
@@ -73,7 +75,7 @@ class Guards:
         return next(iter(self._guards), None), None
 
     def watches(self, guard: Guard, pool: Pool | None) -> bool:
-        """Say whether `pool` is of an engine that an installed guard watches."""
+        """Return whether `pool` is of an engine that an installed guard watches."""
         engines = guard.settings.engines
         if engines is None:
             return True

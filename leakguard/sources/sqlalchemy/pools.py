@@ -28,13 +28,11 @@ class PoolFacts:
     """Whether all its checkouts are one and the same connection (`StaticPool`)."""
     nests: bool
     """Whether checkouts within one another are one and the same (`SingletonThreadPool`)."""
-    out: dict[int, Any]
-    """All checkouts of the process, of other pools, too, by the numbers of their proxies."""
     engine: weakref.ref[Engine] | None
     """The engine that made it; `None` while the pool is used without one."""
 
     def belongs_to(self, engine: Engine) -> bool:
-        """Say whether `engine` has this pool, or had it before a `dispose()`."""
+        """Return whether `engine` has this pool, or had it before a `dispose()`."""
         own = None if self.engine is None else self.engine()
         return own is engine or engine.pool is self.ref()
 
@@ -47,7 +45,7 @@ class PoolFacts:
             self.name = _pool_name(pool, engine)
 
 
-def pool_facts(pool: Pool, frame: FrameType | None, out: dict[int, Any]) -> PoolFacts:
+def pool_facts(pool: Pool, frame: FrameType | None) -> PoolFacts:
     """Find out what is known of `pool`; `frame` is one of the first checkout."""
     dialect = pool._dialect  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
     facts = PoolFacts(
@@ -56,7 +54,6 @@ def pool_facts(pool: Pool, frame: FrameType | None, out: dict[int, Any]) -> Pool
         is_async=dialect.is_async,
         shares=isinstance(pool, StaticPool),
         nests=isinstance(pool, SingletonThreadPool),
-        out=out,
         engine=None,
     )
     facts.look_for_engine(frame)
@@ -83,12 +80,12 @@ def check_engines(engines: tuple[object, ...] | None) -> None:
 
 
 def belongs_to(pool: Pool, engines: tuple[object, ...]) -> bool:
-    """Say whether `pool` is the present pool of one of `engines`; `dispose()` makes a new one."""
+    """Return whether `pool` is the present pool of one of `engines`: `dispose()` makes another."""
     return any(engine is not None and engine.pool is pool for engine in map(sync_engine, engines))
 
 
 def sync_engine(engine: object) -> Engine | None:
-    """Give the `Engine` that an `Engine` or `AsyncEngine` is or has; `None` for anything else."""
+    """Return the `Engine` that an `Engine` or `AsyncEngine` is or has; `None` for anything else."""
     if isinstance(engine, Engine):
         return engine
     # An AsyncEngine cannot exist where its module was never imported.
@@ -126,7 +123,7 @@ def _engine_of(pool: Pool, frame: FrameType | None) -> Engine | None:
 
 
 def at_work(frame: FrameType | None) -> Iterator[object]:
-    """Give the objects whose methods are nearest on the stack, SQLAlchemy's own, innermost first.
+    """Return the objects whose methods are nearest on the stack, SQLAlchemy's own, innermost first.
 
     Other frames are not looked into: asking a frame for its variables keeps what they refer to
     alive until it ends.

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class NumberedRef(weakref.ref[T]):
+class IdRef(weakref.ref[T]):
     """A weak reference with the `id` of its object, by which a finalizer finds its entry."""
 
-    __slots__ = ("number",)
-    number: int
+    __slots__ = ("id",)
+    id: int
 
-    def __new__(cls, instance: T, callback: Callable[[Any], None]) -> NumberedRef[T]:
+    def __new__(cls, instance: T, callback: Callable[[Any], None]) -> IdRef[T]:
         """Refer to `instance`; `callback` gets the reference when it goes."""
         ref = super().__new__(cls, instance, callback)
-        ref.number = id(instance)
+        ref.id = id(instance)
         return ref

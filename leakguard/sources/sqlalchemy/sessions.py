@@ -18,14 +18,16 @@ from sqlalchemy.pool import Pool
 
 from leakguard.core.callsite import capture
 from leakguard.core.hold import SessionHold
-from leakguard.core.holder import current_holder, current_task
+from leakguard.core.holder import current_holder
 from leakguard.core.scope import current_scope
+from leakguard.core.tasks import current_task
 from leakguard.sources.patch import Patch
 from leakguard.sources.sqlalchemy.checkout import Checkout
-from leakguard.sources.sqlalchemy.checkouts import Checkouts, Listener, report_fault
+from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.guards import Guards
-from leakguard.sources.sqlalchemy.refs import NumberedRef
+from leakguard.sources.sqlalchemy.listeners import Listener, report_fault
+from leakguard.sources.sqlalchemy.refs import IdRef
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
@@ -33,11 +35,11 @@ if TYPE_CHECKING:
     from leakguard.core.guard import Guard
 
 
-class ConstructedSession(SessionHold):
+class TrackedSession(SessionHold):
     """An SQLAlchemy `Session`, be it one's own or an `AsyncSession`'s."""
 
     __slots__ = ("ref",)
-    ref: NumberedRef[Session]
+    ref: IdRef[Session]
 
     @property
     def open(self) -> bool:
@@ -55,7 +57,7 @@ class Sessions:
     def __init__(self, guards: Guards, checkouts: Checkouts) -> None:
         self._guards = guards
         self._checkouts = checkouts
-        self._alive: dict[int, ConstructedSession] = {}
+        self._alive: dict[int, TrackedSession] = {}
         self.listeners: tuple[Listener, ...] = ((Session, "after_begin", self._on_begin),)
         self.patches = (
             Patch(Session, "__init__", self._wrap_init),
@@ -103,28 +105,28 @@ class Sessions:
             return  # by a class that calls the `__init__` of two bases
         pool = getattr(getattr(session.bind, "engine", None), "pool", None)  # whatever it may be
         pool = pool if isinstance(pool, Pool) else None
-        guard, scope = self._guards.watching(current_scope.get(), pool)
+        guard, scope = self._guards.guard_for(current_scope.get(), pool)
         known = guard is not None
         if guard is None:
             # Its `binds` or its `get_bind()` may yet give it an engine that is watched.
-            guard, scope = self._guards.around(current_scope.get())
+            guard, scope = self._guards.nearest(current_scope.get())
         if guard is None:
             return
         # Two frames up is the wrapper of `__init__`.
         frame = _constructing_frame(session, sys._getframe(2))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         opener = None if scope is None else scope.opener
         site = capture(frame, guard.settings.frames, parent_stacks, opener)
-        hold = ConstructedSession(guard, scope, site)
-        hold.ref = NumberedRef(session, self._session_gone)
+        hold = TrackedSession(guard, scope, site)
+        hold.ref = IdRef(session, self._session_gone)
         if scope is not None:
             hold.holder = current_holder(scope)
-        self._alive[hold.ref.number] = hold
+        self._alive[hold.ref.id] = hold
         if known:
             guard.acquired(hold)
         else:  # nobody watches it; it only tells a watched connection where it comes from
             hold.released_monotonic = hold.acquired_monotonic
 
-    def _closing(self, hold: ConstructedSession) -> None:
+    def _closing(self, hold: TrackedSession) -> None:
         hold.times_closed += 1
         # Closed before its first use by a generator that nobody keeps, as in next(get_db()).
         if hold.checkouts_ever == 0:
@@ -135,7 +137,7 @@ class Sessions:
             except Exception as error:  # noqa: BLE001  (the session must be closed)
                 report_fault(error)
 
-    def _closed(self, hold: ConstructedSession) -> None:
+    def _closed(self, hold: TrackedSession) -> None:
         try:
             hold.returns = 0
             hold.guard.released(hold)
@@ -163,7 +165,7 @@ class Sessions:
         except Exception as error:  # noqa: BLE001  (the application must not notice)
             report_fault(error)
 
-    def _link(self, owner: ConstructedSession, hold: Checkout) -> None:
+    def _link(self, owner: TrackedSession, hold: Checkout) -> None:
         hold.session = owner
         owner.asynchronous = hold.asynchronous
         hold.taken_after_close = owner.times_closed > 0
@@ -178,22 +180,22 @@ class Sessions:
                 self._checkouts.place(hold, scope)
                 hold.guard.hand_over(hold, owner.guard, scope)
 
-    def _link_also(self, owner: ConstructedSession, hold: Checkout) -> None:
+    def _link_also(self, owner: TrackedSession, hold: Checkout) -> None:
         """Of a pool whose checkouts nest: the session gets what its thread has already."""
         frames = hold.guard.settings.frames
         hold.use_also(owner, capture(sys._getframe(2), frames, parent_stacks))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         owner.checkouts_ever += 1
 
-    def _session_gone(self, ref: NumberedRef[Any]) -> None:
+    def _session_gone(self, ref: IdRef[Any]) -> None:
         """Run as a finalizer: at any point of any code, without a lock and with few allocations."""
         # The number is free for another object only after this, so that the entry is its own.
-        hold = self._alive.pop(ref.number, None)
+        hold = self._alive.pop(ref.id, None)
         if hold is not None and hold.released_monotonic is None:
             hold.guard.collected(hold)
 
 
 def _was_handed(connection: Connection, transaction: SessionTransaction) -> bool:
-    """Say whether the session was given `connection`, so that to close it is not its business.
+    """Return whether the session was given `connection`, so that to close it is not its business.
 
     As its bind, as that of some models, by `bind_arguments` or by its `get_bind()`.
     """
@@ -204,7 +206,7 @@ def _was_handed(connection: Connection, transaction: SessionTransaction) -> bool
 
 
 def _in_dropped_generator() -> bool:
-    """Say whether Python, or the event loop, ends a generator that nobody keeps.
+    """Return whether Python, or the event loop, ends a generator that nobody keeps.
 
     A framework that is done with one resumes it, or throws another exception in.
     """
@@ -227,7 +229,7 @@ _CLOSES_GENERATOR: Final = "async_generator_athrow"
 
 
 def _constructing_frame(session: Session, frame: FrameType) -> FrameType | None:
-    """Give the frame that constructs a session, or its `AsyncSession`; `None` in a bare greenlet.
+    """Return the frame that constructs a session, or its `AsyncSession`; `None` in a bare greenlet.
 
     The `__init__` methods of their classes are none of it, nor is what somebody wrapped around
     them.
@@ -242,7 +244,7 @@ def _constructing_frame(session: Session, frame: FrameType) -> FrameType | None:
 
 
 def _caller_of(cls: type, frame: FrameType) -> FrameType | None:
-    """Give the frame that calls the `__init__` of `cls`, which runs in `frame` or around it."""
+    """Return the frame that calls the `__init__` of `cls`, which runs in `frame` or around it."""
     code = _code_of_init(cls)
     if frame.f_code is code:  # of most classes: there is nothing but our own wrapper
         return frame.f_back

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import Dialect
 
-from leakguard.sources.sqlalchemy.checkouts import Checkouts, Listener
+from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.guards import Guards
+from leakguard.sources.sqlalchemy.listeners import Listener
 from leakguard.sources.sqlalchemy.sessions import Sessions
 
 if TYPE_CHECKING:

@@ -194,7 +194,7 @@ async def in_traceback_async(lab: Lab) -> None:
 
 
 def closer(error: Exception) -> Callable[[], Any]:
-    """Give what closes the session that only the exception's traceback refers to."""
+    """Return what closes the session that only the exception's traceback refers to."""
 
     def close() -> Any:
         traceback = error.__traceback__

@@ -136,7 +136,7 @@ class SessionOf:
 
 
 def lent_session(request: Request) -> Any:
-    """Give the session that a middleware lends."""
+    """Return the session that a middleware lends."""
     return request.state.db
 
 

@@ -1,6 +1,6 @@
-"""Looks at all tasks of an event loop, to find those that a scope started: dear if they are many.
+"""Scans the tasks of an event loop for those that a scope started.
 
-Nobody keeps a list of the tasks by scope, so that a look goes through all of them: about
+Nobody keeps a list of the tasks by scope, so that a scan goes through all of them: about
 a microsecond each. A process with many idle tasks, as one with many WebSockets, cannot afford that
 for every request that has a connection out when it ends.
 """
@@ -13,20 +13,20 @@ from functools import cache
 from time import monotonic
 from typing import Final
 
-from leakguard.core.holder import AnyTask, other_tasks
-from leakguard.core.scope import Scope, scopes_of
+from leakguard.core.scope import Scope, scopes_around
+from leakguard.core.tasks import AnyTask, other_tasks
 
 MANY: Final = 100
-"""More tasks than these are looked at once for all who ask, and not for each: about 0.1 ms."""
+"""More tasks than these are scanned once for all who ask, and not for each: about 0.1 ms."""
 _PAUSE: Final = 20e-6
-"""Seconds from one such look to the next for each task: they take a twentieth of the time."""
+"""Seconds from one such scan to the next for each task: they take a twentieth of the time."""
 
 Scopes = Callable[[AbstractEventLoop], set[Scope]]
-"""Gives the scopes of which tasks run in a loop."""
+"""Returns the scopes of which tasks run in a loop."""
 
 
-class Looks:
-    """Looks at tasks, and knows from the last look what the next one will cost."""
+class TaskScan:
+    """Finds tasks by scope, and knows from the last scan what the next one will cost."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -34,30 +34,30 @@ class Looks:
         self._next = 0.0
 
     @property
-    def dear(self) -> bool:
-        """Whether one look is to be for all who ask, because there were many tasks."""
+    def expensive(self) -> bool:
+        """Whether one scan is to be for all who ask, because there were many tasks."""
         return self._seen > MANY
 
     @property
     def next_at(self) -> float:
-        """When the next look at many tasks may be, by the clock."""
+        """When the next scan of many tasks may be, by the clock."""
         return max(self._clock(), self._next)
 
     def started(self, scope: Scope, loop: AbstractEventLoop) -> list[AnyTask]:
         """List the tasks that `scope` started and that still run, the current one left out."""
-        return [task for task in self._look(loop) if scope.started(task)]
+        return [task for task in self._tasks_in(loop) if scope in scopes_around(task)]
 
-    def for_all(self) -> Scopes:
-        """Give what looks at a loop's tasks once, however often it is asked.
+    def shared(self) -> Scopes:
+        """Return a function that scans the tasks of a loop once, however often it is called.
 
         It gives the scopes that started tasks which still run, the current one left out.
         """
         return cache(self._scopes)
 
     def _scopes(self, loop: AbstractEventLoop) -> set[Scope]:
-        return scopes_of(self._look(loop))
+        return {scope for task in self._tasks_in(loop) for scope in scopes_around(task)}
 
-    def _look(self, loop: AbstractEventLoop) -> list[AnyTask]:
+    def _tasks_in(self, loop: AbstractEventLoop) -> list[AnyTask]:
         tasks = other_tasks(loop)
         self._seen = len(tasks)
         self._next = self._clock() + self._seen * _PAUSE

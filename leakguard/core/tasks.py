@@ -1,0 +1,48 @@
+"""The tasks and event loops of asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+AnyTask = asyncio.Task[Any]
+LoopRef = weakref.ref[asyncio.AbstractEventLoop]
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread."""
+    # `get_running_loop` raises where there is none, and raising is slow.
+    return asyncio._get_running_loop()  # noqa: SLF001  (exported by asyncio for this use)
+
+
+def loop_ref() -> LoopRef | None:
+    """Return a weak reference to the event loop that runs in this thread."""
+    loop = running_loop()
+    return None if loop is None else weakref.ref(loop)
+
+
+def current_task() -> AnyTask | None:
+    """Return the running task, `None` outside of an event loop."""
+    loop = running_loop()
+    return None if loop is None else asyncio.current_task(loop)
+
+
+def other_tasks(loop: asyncio.AbstractEventLoop) -> list[AnyTask]:
+    """List the tasks of `loop` that are not done, the current one left out."""
+    current = current_task()
+    return [task for task in asyncio.all_tasks(loop) if task is not current]
+
+
+def context_of(task: AnyTask) -> Context | None:
+    """Return the context a task runs in."""
+    get_context: Callable[[], Context] | None = getattr(task, "get_context", None)
+    return context_among_referents(task) if get_context is None else get_context()
+
+
+def context_among_referents(task: AnyTask) -> Context | None:
+    """Return the context of a task in Python 3.11, which does not tell, but refers to it."""
+    return next((item for item in gc.get_referents(task) if isinstance(item, Context)), None)
