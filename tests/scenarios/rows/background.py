@@ -20,7 +20,9 @@ from tests.scenarios.suite import LEAKED, Expected, scenario
 from tests.support import PATIENCE
 
 QUERY = text("SELECT 1")
-LATE = replace(LEAKED, kind=FindingKind.RETURNED_LATE)
+LATE = replace(
+    LEAKED, kind=FindingKind.RETURNED_LATE, says="a background task, a clean-up, or a client"
+)
 OUTLIVES = replace(LEAKED, kind=FindingKind.OUTLIVES_SCOPE)
 USED_AGAIN = replace(LEAKED, acquired="used again", says="used again after close()")
 UNATTRIBUTED = Expected(FindingKind.RECLAIMED, acquired="checkout", scope=None, status=None)

@@ -17,7 +17,9 @@ from tests.scenarios.lab import AsgiApp, AsgiScope, Lab, Message, Receive, Send
 from tests.scenarios.suite import LEAKED, Expected, scenario
 
 QUERY = text("SELECT 1")
-LATE = replace(LEAKED, kind=FindingKind.RETURNED_LATE)
+LATE = replace(
+    LEAKED, kind=FindingKind.RETURNED_LATE, says="a background task, a clean-up, or a client"
+)
 IN_WEBSOCKET = replace(LEAKED, scope="WEBSOCKET /leak/{room}", status=None)
 
 # --- 12: streams ----------------------------------------------------------------------------------
