@@ -109,7 +109,7 @@ class Guard:
                 WATCH.remove_user()
 
     def judge_pending(self) -> None:
-        """Say what there is to say: nobody is left who could give a hold back."""
+        """Return what there is to say: nobody is left who could give a hold back."""
         self._hear_collected()
         self._judge.judge_pending()
 

@@ -94,7 +94,7 @@ class Judge:
                 apart(partial(self._sessions.close, scope, hold, scopes))
 
     def tell_notable(self, scope: Scope) -> None:
-        """Tell what there is to say about connections of the scope that came back."""
+        """Return what there is to say about connections of the scope that came back."""
         notable, scope.notable = scope.notable, []
         for hold in notable:
             apart(partial(self._found, hold, verdict_on(_standing(hold, Fate.RETURNED))))

@@ -24,47 +24,53 @@ class Watch:
     """A queue of jobs, some of them for later, and the thread that does them.
 
     `post` may be called from anywhere, a finalizer in the middle of any other code included:
-    `SimpleQueue.put` is reentrant. The thread must have been started by then, which only
-    ordinary code may do.
+    `SimpleQueue.put` is reentrant. So may everything else: a `__del__` of the user's that opens
+    a session, or a signal handler, may come by in the middle of a start.
     """
 
     def __init__(self, faults: Faults) -> None:
         self.started = False
         self._users = 0
         self._faults = faults
-        self._starting = threading.Lock()
+        self._lock = threading.RLock()
+        self._starting = False
+        """Whether somebody starts the thread at this moment."""
         self._inbox: SimpleQueue[tuple[float, Job] | None] = SimpleQueue()
         if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
             os.register_at_fork(after_in_child=self._forget)
 
     def start(self) -> None:
-        """Start the thread unless it runs. Not to be called from a finalizer."""
-        with self._starting:
-            if not self.started:
-                # A thread, like a timer, must not keep the context of a request alive.
-                run = Context().run
-                thread = threading.Thread(
-                    target=run, args=(self._run, self._inbox), name="leakguard", daemon=True
-                )
-                try:
-                    thread.start()
-                except RuntimeError as error:  # too many threads, or the interpreter is ending
-                    self._faults.report(
-                        "the start of leakguard's watch", error, "It is tried again."
-                    )
-                else:
-                    self.started = True
+        """Start the thread unless it runs."""
+        with self._lock:
+            if self.started or self._starting:
+                return
+            self._starting = True
+        try:  # without the lock: the new thread itself may be interrupted, and come here
+            self._start()
+            self.started = True
+        except RuntimeError as error:  # too many threads, or the interpreter is ending
+            self._faults.report("the start of leakguard's watch", error, "It is tried again.")
+        finally:
+            self._starting = False
+
+    def _start(self) -> None:
+        # A thread, like a timer, must not keep the context of a request alive.
+        run = Context().run
+        thread = threading.Thread(
+            target=run, args=(self._run, self._inbox), name="leakguard", daemon=True
+        )
+        thread.start()
 
     def add_user(self) -> None:
         """Count one more guard that may need the thread."""
-        with self._starting:
+        with self._lock:
             self._users += 1
         if not self._inbox.empty():  # the guard of an application that is gone waits for its end
             self.start()
 
     def remove_user(self) -> None:
         """End the thread with the last guard. What is posted is done, what is for later is not."""
-        with self._starting:
+        with self._lock:
             self._users -= 1
             if self._users == 0 and self.started:
                 self.started = False
@@ -82,7 +88,8 @@ class Watch:
     def _forget(self) -> None:
         """Begin anew in the child of a fork: threads do not survive it, locks may be taken."""
         self.started = False
-        self._starting = threading.Lock()
+        self._starting = False
+        self._lock = threading.RLock()
         self._inbox = SimpleQueue()
 
     def _run(self, inbox: SimpleQueue[tuple[float, Job] | None]) -> None:

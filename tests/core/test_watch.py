@@ -146,6 +146,29 @@ def test_the_thread_goes_with_the_last_guard(watch: Watch) -> None:
     watch.remove_user()
 
 
+def test_a_start_within_a_start_is_one(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector may run a `__del__` that opens a session anywhere, also while it starts."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        watch.start()
+        other = threading.Thread(target=watch.start)  # as the new one may be interrupted, too
+        start(other)
+        other.join(PATIENCE)
+        assert not other.is_alive()
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    watch.start()
+    end = threading.Event()
+    watch.post(end.set)
+    wait(end)
+    assert len(started) == 1
+    watch.remove_user()
+
+
 def test_leaving_without_a_start_is_nothing(watch: Watch) -> None:
     """A guard that never had anything to do leaves no thread."""
     watch.remove_user()

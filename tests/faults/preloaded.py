@@ -110,20 +110,20 @@ class Site:
         return os.getpid()
 
     def healthy(self, number: int) -> int:
-        """Give back."""
+        """Return back."""
         with Session(self.engine) as session:
             session.execute(query(number))
         return os.getpid()
 
     def kept(self, number: int) -> int:
-        """Give back only when asked to."""
+        """Return back only when asked to."""
         session = Session(self.engine)  # kept
         self._kept.append(session)
         session.execute(query(number))
         return os.getpid()
 
     def give_back(self) -> int:
-        """Give back what was kept."""
+        """Return back what was kept."""
         while self._kept:
             self._kept.pop().close()
         return os.getpid()

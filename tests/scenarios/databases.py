@@ -110,7 +110,7 @@ class Sqlite(Database):
     pid_statement = ""
 
     def obstacle(self, engine: Engine) -> Obstacle:
-        """Give the connections of `engine` a function that waits."""
+        """Return the connections of `engine` a function that waits."""
         removed = threading.Event()
 
         def pause() -> int:
