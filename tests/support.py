@@ -139,11 +139,14 @@ def serving(app: Any, **config: Any) -> Generator[str, None, None]:
             assert not thread.is_alive(), "the server did not stop"
 
 
-def fetch(app: Any, path: str) -> httpx.Response:
-    """Send one GET request to an ASGI application, without a server."""
+def fetch(app: Any, path: str, *, raises: bool = True) -> httpx.Response:
+    """Send one GET request to an ASGI application, without a server.
+
+    An exception of the application's is raised, unless `raises` is false.
+    """
 
     async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=raises)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get(path)
 

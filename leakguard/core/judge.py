@@ -172,8 +172,9 @@ class Judge:
             tasks = self._task_scan.started(wait.scope, loop)
             others = bool(tasks)
         # Whoever constructed the session before the scope began may be around it, as an outer
-        # middleware is, and be about to close it.
-        expected = others or (hold.session_from_outside and not settled)
+        # middleware is, and be about to close it; so may the handler of the scope's exception.
+        outside = hold.session_from_outside or wait.scope.handled_outside
+        expected = others or (outside and not settled)
         self._give_verdict(wait, running, expected=expected)
         if hold in self._waits:
             for task in tasks:

@@ -95,6 +95,7 @@ class Scope:
         "event_log",
         "exception",
         "guard",
+        "handled_outside",
         "notable",
         "open_connections",
         "open_holds",
@@ -122,6 +123,8 @@ class Scope:
         """Whether the work was cancelled."""
         self.exception: str | None = None
         """The type name of the exception that ended it."""
+        self.handled_outside: bool = False
+        """Whether its exception goes to a handler outside of it, who may yet close what it had."""
         self.trace_id: str | None = None
         """Reserved for the trace it belongs to; not set yet."""
         self.endpoint: CodeType | None = None

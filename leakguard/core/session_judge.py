@@ -61,6 +61,8 @@ class SessionJudge:
         # there is nothing more to say.
         if hold.connection_lost or holder_running or hold.collected:
             self._judge(scope, hold, holder_running=holder_running, others_running=False)
+        elif scope.handled_outside:
+            self._judge(scope, hold, holder_running=False, others_running=True)
         elif (loop := running_loop()) is not None and self._task_scan.expensive:
             self._defer(scope, hold)
         else:

@@ -98,8 +98,17 @@ class RequestScope(Scope):
         """Note the exception that leaves the application, and what the client gets for it."""
         super().note_exception(error)
         self._see_copy(None, error)
+        self._see_error_handler()
         if self.type == "http" and self.status is None and not self.cancelled:
             self.status = _SERVER_ERROR
+
+    def _see_error_handler(self) -> None:
+        """See whether the application handles every exception: outside of all its middleware."""
+        try:
+            handlers = getattr((self._asgi or {}).get("app"), "exception_handlers", ())
+            self.handled_outside = _SERVER_ERROR in handlers or Exception in handlers
+        except Exception as fault:  # noqa: BLE001  (applications of whatever framework)
+            FAULTS.report("leakguard's look at the error handlers", fault, "None is expected.")
 
     def let_go(self, asgi: AsgiScope) -> None:
         """Keep what the name depends on, and not the request: contexts may outlive it."""

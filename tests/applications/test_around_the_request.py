@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from fastapi import FastAPI, Request
+import pytest
+from fastapi import FastAPI, Request, Response
 from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -44,6 +45,85 @@ class Application:
             await self.engine.dispose()
 
         asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_the_handler_of_every_exception_may_close(
+    recorder: Recorder, engine: Engine, closes: bool
+) -> None:
+    """Starlette calls it outside of every middleware: its scope has ended by then."""
+    kept: list[Session] = []
+    with LeakGuard(mode="testing", observers=[recorder], late_after=0.05) as guard:
+        app = FastAPI()
+        app.add_middleware(LeakGuardMiddleware, guard=guard)
+
+        @app.get("/")
+        def endpoint(request: Request) -> None:
+            request.state.db = db = Session(engine)
+            kept.append(db)
+            db.execute(QUERY)
+            raise KeyError("the endpoint's own")
+
+        @app.exception_handler(Exception)
+        async def answer(request: Request, _: Exception) -> Response:
+            if closes:
+                request.state.db.close()
+            return Response(status_code=500)
+
+        assert fetch(app, "/", raises=False).status_code == 500
+        if closes:
+            assert guard.open_holds() == ()
+            guard.judge_pending()
+            assert recorder.findings == []
+        else:
+            recorder.wait_for(lambda: recorder.kinds == [LEAKED])
+            assert recorder.findings[0].evidence.waited == 0.05
+            kept.pop().close()
+
+
+def test_that_handler_may_close_a_session_without_a_connection(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Nothing is said of it: a notice is not worth the wait."""
+    app = FastAPI()
+    app.add_middleware(LeakGuardMiddleware, guard=guard)
+
+    @app.get("/")
+    def endpoint(request: Request) -> None:
+        request.state.db = Session(engine)
+        raise KeyError("the endpoint's own")
+
+    @app.exception_handler(500)
+    async def answer(request: Request, _: Exception) -> Response:
+        request.state.db.close()
+        return Response(status_code=500)
+
+    assert fetch(app, "/", raises=False).status_code == 500
+    assert recorder.findings == []
+
+
+def test_an_application_whose_handlers_cannot_be_read_is_judged_at_once(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any framework may be there; its own exception is what the server gets."""
+    kept: list[Session] = []
+
+    class Odd:
+        """An application that is not like Starlette's."""
+
+        exception_handlers = None
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["app"] = Odd()
+        kept.append(session := Session(engine))
+        session.execute(QUERY)
+        raise KeyError("the application's own")
+
+    with pytest.raises(KeyError, match="the application's own"):
+        fetch(LeakGuardMiddleware(app, guard=guard), "/")
+    assert recorder.kinds == [LEAKED]
+    assert "leakguard's look at the error handlers raised TypeError" in caplog.text
+    kept.pop().close()
 
 
 def test_a_session_of_an_outer_middleware_is_clean(

@@ -11,14 +11,15 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from greenlet import greenlet
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import SingletonThreadPool
 
-from leakguard import FindingKind, LeakGuard, Severity, allow
+from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware, Severity, allow
 from tests.support import PATIENCE, Recorder
 
 QUERY = text("SELECT 1")
@@ -314,3 +315,52 @@ def test_what_was_out_before(recorder: Recorder, engine: Engine) -> None:
         assert guard.open_holds() == ()
     connection.close()
     assert recorder.holds_released == []
+
+
+def test_what_runs_outside_of_the_middleware(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """What runs outside of the middleware.
+
+    That is a middleware that was added later, a container or a server around the application, and
+    Starlette's handler of `Exception`: what they take has no request, and of what the request had
+    it is known only for sessions from before it and for that handler that they may yet close it.
+    `app = LeakGuardMiddleware(app)`, around everything, has them inside.
+    """
+    kept: list[Session] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        kept.append(used(engine))
+
+    inner = LeakGuardMiddleware(app, guard=guard)
+
+    async def container(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+        kept[0].close()
+        kept.append(used(engine))
+
+    asyncio.run(container({"type": "http", "method": "GET", "path": "/"}, None, None))
+    assert recorder.kinds == [LEAKED]
+    recorder.wait_for(lambda: recorder.resolutions)
+    assert {hold.scope for hold in guard.open_holds()} == {None}
+    kept[1].close()
+
+
+def test_a_listener_that_makes_the_pool_lose_a_connection(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Which connections a pool loses without anybody having them.
+
+    Where a listener of the program's own to `checkin` raises, SQLAlchemy does not put the
+    connection back, and whoever returned it gets the exception.
+    """
+
+    def refuse(*_: object) -> None:
+        raise KeyError("the listener's own")
+
+    event.listen(engine, "checkin", refuse)
+    with guard.scope("request"), pytest.raises(KeyError), engine.connect():
+        pass
+    assert guard.open_holds() == ()
+    assert recorder.findings == []
+    event.remove(engine, "checkin", refuse)
