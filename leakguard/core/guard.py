@@ -272,9 +272,19 @@ class Guard:
             if late_by > self.settings.late_after:
                 hold.late_by = late_by
         if hold.nested or hold.sync_in_async or hold.late_by is not None:
-            scope.notable.append(hold)
-            if len(scope.notable) >= _NOTABLE_LIMIT:  # in a WebSocket that is open for days
-                self._judge.tell_notable(scope)
+            self._note_for_the_end(scope, hold)
+
+    def _note_for_the_end(self, scope: Scope, hold: ConnectionHold) -> None:
+        scope.notable.append(hold)
+        too_many = len(scope.notable) >= _NOTABLE_LIMIT  # as in a WebSocket that is open for days
+        if too_many or scope.closed_at is not None:
+            self._judge.tell_notable(scope)
+
+    def _note_collected(self, hold: ConnectionHold) -> None:
+        if hold.scope is not None and hold.scope.take_out(hold):
+            self._note_for_the_end(hold.scope, hold)
+        else:  # its scope has ended, and it was waited for
+            self._judge.collected(hold)
 
     def _after_collection(self, hold: Hold) -> None:
         if not take_out(self._open, hold):
@@ -282,7 +292,7 @@ class Guard:
         if hold.scope is None and isinstance(hold, ConnectionHold):
             self._found(hold, Verdict(FindingKind.RECLAIMED))
         elif isinstance(hold, ConnectionHold):
-            self._judge.collected(hold)
+            self._note_collected(hold)
         else:
             self._forget_surplus(hold)
         if hold in self._unresolved:
@@ -332,7 +342,7 @@ class Guard:
 
 
 _NOTABLE_LIMIT: Final = 100
-"""How many returned connections with a notice a scope remembers for its end."""
+"""How many connections that are out no more a scope remembers for its end."""
 
 _RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -94,10 +95,10 @@ class Judge:
                 apart(partial(self._sessions.close, scope, hold, scopes))
 
     def tell_notable(self, scope: Scope) -> None:
-        """Return what there is to say about connections of the scope that came back."""
-        notable, scope.notable = scope.notable, []
-        for hold in notable:
-            apart(partial(self._found, hold, verdict_on(_standing(hold, Fate.RETURNED))))
+        """Tell what there is to say about connections of the scope that are out no more."""
+        with suppress(IndexError):  # another thread may be at it, too
+            while True:
+                apart(partial(self._judge_gone, scope.notable.popleft()))
 
     def stop_waiting(self, hold: Hold) -> None:
         """Wait for a hold no more: it has come back, or belongs to another scope now."""
@@ -132,16 +133,20 @@ class Judge:
         hold.find_owner()
         session = hold.session
         if hold.collected:
-            if session is not None:
-                session.connection_lost = True
-            self._found(hold, verdict_on(_standing(hold, Fate.COLLECTED)))
+            self._judge_gone(hold)
         elif hold.came_back or not hold.open:
             self._gone(hold)
-            self._found(hold, verdict_on(_standing(hold, Fate.RETURNED)))
+            self._judge_gone(hold)
         else:
             if session is not None:
                 session.connection_lost = True
             self._decide(_Wait(hold, scope, loop_ref()))
+
+    def _judge_gone(self, hold: ConnectionHold) -> None:
+        if hold.collected and hold.session is not None:
+            hold.session.connection_lost = True
+        fate = Fate.COLLECTED if hold.collected else Fate.RETURNED
+        self._found(hold, verdict_on(_standing(hold, fate)))
 
     def _judge_wait(self, wait: _Wait, scopes: Scopes) -> None:
         # Of what is in the hands of work that runs it has been said that it outlives its scope.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -155,8 +156,10 @@ class Scope:
         """Its sessions that the garbage collector took, because nobody closed them."""
         self.sessions_unclosed: Tally | None = None
         """Its sessions of which it was found that nobody closed them."""
-        self.notable: list[ConnectionHold] = []
-        """Returned connections about which there is something to say when the scope ends."""
+        # A deque, because taking the first one out of it is atomic, too.
+        self.notable: deque[ConnectionHold] = deque()
+        """Connections that came back or were collected, about which there is something to say when
+        the scope ends."""
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from leakguard import FindingKind, allow
+from leakguard import FindingKind, Hold, Scope, allow
 from tests.core.fakes import construct, here, installed, take
 from tests.support import Recorder, drain_watch
 
@@ -60,4 +60,39 @@ def test_notices_are_told_when_there_are_many(recorder: Recorder) -> None:
             told.append(len(recorder.findings))
     assert told == [0, 0, LIMIT, LIMIT]
     assert recorder.kinds == [FindingKind.NESTED_CHECKOUT] * (LIMIT + 1)
+    guard.uninstall()
+
+
+def test_collected_connections_are_told_when_there_are_many(recorder: Recorder) -> None:
+    """Each is an error, and certain: a job that runs for days must not keep them for its end."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        for _ in range(LIMIT + 1):
+            take(guard, scope).collect()
+        drain_watch()
+        assert recorder.kinds == [FindingKind.RECLAIMED] * LIMIT
+        assert (list(scope.open_holds), list(scope.open_connections)) == ([], [])
+    assert recorder.kinds == [FindingKind.RECLAIMED] * (LIMIT + 1)
+    guard.uninstall()
+
+
+def test_one_that_is_collected_as_its_scope_ends_is_told(recorder: Recorder) -> None:
+    """The watch may take it out of the scope just before, and note it just after."""
+    guard = installed(recorder)
+
+    class EndsMeanwhile(Scope):
+        """A scope that ends while somebody takes something out of it."""
+
+        def take_out(self, hold: Hold) -> bool:
+            taken = super().take_out(hold)
+            if self.closed_at is None:
+                guard.close_scope(self)
+            return taken
+
+    scope = EndsMeanwhile(guard, "job", "job", guard.new_event_log())
+    guard.open_scope(scope)
+    take(guard, scope).collect()
+    drain_watch()
+    assert scope.closed_at is not None
+    assert recorder.kinds == [FindingKind.RECLAIMED]
     guard.uninstall()
