@@ -176,7 +176,12 @@ def relative_path(file: str) -> str:
 def import_path(file: str) -> str:
     """Return `file` relative to the folder it is imported from: the same on every host."""
     # Python itself passes over entries that are no strings.
-    roots = [_absolute(entry) for entry in sys.path if isinstance(entry, str)]
+    return _below(tuple(entry for entry in sys.path if isinstance(entry, str)), file)
+
+
+@lru_cache(maxsize=1024)
+def _below(entries: tuple[str, ...], file: str) -> str:
+    roots = [_absolute(entry) for entry in entries]
     below = [root for root in roots if file.startswith(root + os.sep)]
     return os.path.relpath(file, max(below, key=len)) if below else os.path.basename(file)
 

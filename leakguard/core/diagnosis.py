@@ -106,6 +106,24 @@ def _used_after_close(case: Case) -> Hint | None:
     )
 
 
+def _left_in_its_block(case: Case) -> Hint | None:
+    constructor = case.constructor
+    # One that only makes the session, as a dependency does, may have been ended by then.
+    if not is_generator(constructor) or case.acquirer is not constructor:
+        return None
+    if not _closes_on_exception(constructor):
+        return None
+    function = _name(constructor)
+    when = " when the request was cancelled" if case.cancelled else ""
+    closing = "async with aclosing" if is_async(constructor) else "with closing"
+    return Hint(
+        f"{function}, a generator, was left inside of its block{when}: nobody read it to its end "
+        "or closed it",
+        "take the session from a dependency, which the framework ends, or close the generator: "
+        f"{closing}({function}()) as items:",
+    )
+
+
 def _skipped_by_cancellation(case: Case) -> Hint | None:
     if not (case.cancelled and (_might_close(case.constructor) or _might_close(case.acquirer))):
         return None
@@ -282,6 +300,7 @@ _CLOSING_NAMES: Final = frozenset({"close", "aclose", "remove", "close_all"})
 
 _LOSSES: Final[tuple[Rule, ...]] = (
     _used_after_close,
+    _left_in_its_block,
     _skipped_by_cancellation,
     _skipped_by_exception,
     _generator_without_close,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from leakguard.core.block import ScopeBlock
+from leakguard.core.clock import monotonic
 from leakguard.core.faults import FAULTS, LOGGER
 from leakguard.core.finding import FindingKind
 from leakguard.core.hold import ConnectionHold, Hold, take_out

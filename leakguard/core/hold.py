@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal
 
 from leakguard.core.allow import allowed_block
+from leakguard.core.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +62,8 @@ class Hold(ABC):
         self.collected = False
         """Whether the garbage collector took it before anybody closed it."""
         block = allowed_block.get()
+        if scope is not None and block is scope.foreign_block:
+            block = None
         self.allowed = None if block is None else block.reason
         """The reason given to `allow`, which exempts it from findings."""
         self.asynchronous: bool | None = None

@@ -17,12 +17,19 @@ from leakguard.core.strand import Strand, current_strand, is_running
 from leakguard.core.tasks import AnyTask, current_task
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
 
 
 class Holder(Protocol):
     """A task, strand or thread other than the one that opened the scope."""
+
+    @property
+    def loop(self) -> AbstractEventLoop | None:
+        """The event loop of a task, also of one that has ended."""
+        ...
 
     def running(self) -> bool:
         """Return whether the work that acquired the hold still runs."""
@@ -39,16 +46,22 @@ class Holder(Protocol):
 class TaskHolder:
     """An asyncio task."""
 
-    __slots__ = ("_function", "_name", "_task")
+    __slots__ = ("_function", "_loop", "_name", "_task")
 
     def __init__(self, task: AnyTask) -> None:
         self._task = weakref.ref(task)
         self._name = task.get_name()
+        self._loop = weakref.ref(task.get_loop())
         self._function: str | None = getattr(task.get_coro(), "__qualname__", None)
 
     def __str__(self) -> str:
         function = "" if self._function is None else f" ({self._function})"
         return f"task {self._name!r}{function}"
+
+    @property
+    def loop(self) -> AbstractEventLoop | None:
+        """The event loop of the task."""
+        return self._loop()
 
     def running(self) -> bool:
         """Return whether the task is not done."""
@@ -66,6 +79,7 @@ class StrandHolder:
     """A task of trio's or a greenlet of gevent's."""
 
     __slots__ = ("_name", "_work")
+    loop = None
 
     def __init__(self, strand: Strand) -> None:
         self._work = weakref.ref(strand.work)
@@ -109,6 +123,7 @@ _THREAD_LOOPS: Final = (
     os.path.join(os.sep, "multiprocessing", "pool.py"),
     os.path.join(os.sep, "anyio", "_backends", "_asyncio.py"),
     os.path.join(os.sep, "asyncio", "events.py"),  # callbacks of the event loop
+    os.path.join(os.sep, "asyncio", "runners.py"),  # and of loops that are not written in Python
     os.path.join(os.sep, "trio", "_threads.py"),
 )
 """Files whose frames run one piece of work after the other."""
@@ -118,6 +133,7 @@ class ThreadHolder:
     """A function that a thread runs in a copy of the scope's context."""
 
     __slots__ = ("_code", "_frame", "_name", "_thread", "_work")
+    loop = None
 
     def __init__(self, work: _ThreadRun) -> None:
         self._work = weakref.ref(work)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
+from math import inf
 from typing import TYPE_CHECKING, Final
 
+from leakguard.core.clock import monotonic
 from leakguard.core.endings import on_done
 from leakguard.core.faults import apart
 from leakguard.core.hold import ConnectionHold, SessionHold
@@ -19,6 +20,8 @@ from leakguard.core.verdict import Fate, Standing, Verdict, verdict_on
 from leakguard.core.watch import WATCH
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from leakguard.core.hold import Hold
     from leakguard.core.holder import Holder
     from leakguard.core.scope import Scope
@@ -42,14 +45,16 @@ class _Wait:
     """Whether the notice that it outlives its scope was given, or is not due."""
     until: float | None = None
     """When the wait for the other work of the scope ends, by the judge's clock."""
+    until_planned: bool = False
+    """Whether it will be judged then."""
     over: bool = False
     """Whether nothing is waited for any more, whatever the clock says."""
     check_at: float | None = None
-    """When the next check is due, by the judge's clock."""
+    """When work whose end might pass unnoticed is checked next, by the judge's clock."""
     postponed: bool = False
     """Whether it waits for the next scan of the tasks, which is for all who wait for it."""
     pause: float = _RECHECK_AFTER
-    """Seconds until the next check of work whose end might pass unnoticed."""
+    """Seconds until the check after that one."""
 
 
 class Judge:
@@ -80,6 +85,8 @@ class Judge:
         self._sessions = SessionJudge(late_after, found, self._task_scan, post_at, clock)
         self._scan_planned = False
         """Whether there will be a scan for those that are postponed."""
+        self._round_at = inf
+        """When there will be a check of the work whose end might pass unnoticed."""
 
     def close(self, scope: Scope) -> None:
         """Judge everything that `scope` still has; it has been marked closed."""
@@ -110,7 +117,12 @@ class Judge:
 
         It was not out when the scope ended, so there is nothing to say unless it is lost.
         """
-        self._decide(_Wait(hold, scope, loop_ref(), announced=True))
+        wait = _Wait(hold, scope, loop_ref(), announced=True)
+        if hold.holder is None or hold.allowed is not None:
+            self._decide(wait)
+        else:  # who has acquired it at this moment runs
+            hold.outlived_by = str(hold.holder)
+            self._wait(wait)
 
     def collected(self, hold: ConnectionHold) -> None:
         """Decide on a hold that the garbage collector took while it was waited for."""
@@ -126,7 +138,8 @@ class Judge:
     def forget(self) -> None:
         """Wait for nothing any more."""
         self._waits.clear()
-        self._scan_planned = False  # whose watch may have gone, with the last guard or at a fork
+        # The watch of whoever planned it may have gone, with the last guard or at a fork.
+        self._scan_planned, self._round_at = False, inf
         self._sessions.forget()
 
     def _close_connection(self, scope: Scope, hold: ConnectionHold) -> None:
@@ -164,17 +177,17 @@ class Judge:
             return
         running = None if hold.collected else _running_holder(hold)
         settled = running is not None or hold.collected
-        loop = None if settled or wait.loop is None else wait.loop()
+        loops = () if settled else _loops(wait)
         tasks: list[AnyTask] = []
-        if loop is None:
+        if not loops:
             others = False
         elif scopes is not None:
-            others = wait.scope in scopes(loop)
+            others = any(wait.scope in scopes(loop) for loop in loops)
         elif self._task_scan.expensive:
             self._postpone(wait)
             return
         else:
-            tasks = self._task_scan.started(wait.scope, loop)
+            tasks = [task for loop in loops for task in self._task_scan.started(wait.scope, loop)]
             others = bool(tasks)
         # Whoever constructed the session before the scope began may be around it, as an outer
         # middleware is, and be about to close it; so may the handler of the scope's exception.
@@ -232,12 +245,35 @@ class Judge:
         """Have the hold judged again when the work that may return it has ended."""
         hold = wait.hold
         self._waits[hold] = wait
-        when = self._clock() + wait.pause if wait.until is None else wait.until
-        if wait.check_at is None or when < wait.check_at:
-            wait.check_at = when
-            self._post_at(when, partial(self._recheck, wait))
+        if wait.until is None:
+            self._check_now_and_then(wait)
+        elif not wait.until_planned:
+            wait.until_planned = True
+            self._post_at(wait.until, partial(self._again, hold))
         for holder in hold.holders:
             holder.on_end(hold, self._again)
+
+    def _check_now_and_then(self, wait: _Wait) -> None:
+        if wait.check_at is None:
+            wait.check_at = self._clock() + wait.pause
+            self._plan_round(wait.check_at)
+
+    def _plan_round(self, when: float) -> None:
+        # One for all: work that outlives its scope may take connections many times a second.
+        if when < self._round_at:
+            self._round_at = when
+            self._post_at(when, self._check_all)
+
+    def _check_all(self) -> None:
+        now = self._clock()
+        for wait in self._waits.copy().values():
+            if wait.until is None and wait.check_at is not None and wait.check_at <= now:
+                apart(partial(self._recheck, wait))
+        self._round_at = inf
+        waits = self._waits.copy().values()
+        times = [wait.check_at for wait in waits if wait.until is None and wait.check_at]
+        if times:
+            self._plan_round(max(min(times), now + _RECHECK_AFTER))
 
     def _recheck(self, wait: _Wait) -> None:
         wait.check_at = None
@@ -253,6 +289,13 @@ class Judge:
             self._decide(wait, scopes)
         else:
             self._gone(hold)
+
+
+def _loops(wait: _Wait) -> tuple[AbstractEventLoop, ...]:
+    """Return the loops on which tasks of the scope may be about to give the hold back."""
+    loops = [None if wait.loop is None else wait.loop()]
+    loops += [holder.loop for holder in wait.hold.holders]
+    return tuple({loop for loop in loops if loop is not None})
 
 
 def _running_holder(hold: ConnectionHold) -> Holder | None:

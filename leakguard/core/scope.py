@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from contextvars import ContextVar
-from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from leakguard.core.clock import monotonic
 from leakguard.core.hold import take_out
 from leakguard.core.holder import current_owner
 from leakguard.core.tasks import context_of
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import CodeType
 
+    from leakguard.core.allow import AllowedBlock
     from leakguard.core.callsite import CallSite, Opener
     from leakguard.core.guard import Guard
     from leakguard.core.hold import ConnectionHold, Hold
@@ -95,6 +96,7 @@ class Scope:
         "endpoint",
         "event_log",
         "exception",
+        "foreign_block",
         "guard",
         "handled_outside",
         "notable",
@@ -138,6 +140,10 @@ class Scope:
         # all its predecessors.
         if self.parent is not None:
             self.parent.parent = nearest_open(self.parent.parent)
+        self.foreign_block: AllowedBlock | None = (
+            None if self.parent is None else self.parent.foreign_block
+        )
+        """The block of `allow` that is another request's, in whose context this one began."""
         self._before: Scope | None = None
         """What was current before it."""
         self.owner = current_owner()

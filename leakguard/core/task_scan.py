@@ -10,9 +10,9 @@ from __future__ import annotations
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from functools import cache
-from time import monotonic
 from typing import Final
 
+from leakguard.core.clock import monotonic
 from leakguard.core.scope import Scope, scopes_around
 from leakguard.core.tasks import AnyTask, other_tasks
 

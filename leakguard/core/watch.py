@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable
 from contextvars import Context
 from queue import Empty, SimpleQueue
-from time import monotonic
 from typing import Final
 
+from leakguard.core.clock import monotonic
 from leakguard.core.faults import FAULTS, Faults
 
 Job = Callable[[], None]

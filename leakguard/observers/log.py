@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from leakguard.core.clock import monotonic
 from leakguard.core.finding import Severity
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer

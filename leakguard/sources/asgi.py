@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from time import monotonic
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final
 
+from leakguard.core.allow import allowed_block
 from leakguard.core.callsite import mark_boundary
+from leakguard.core.clock import monotonic
 from leakguard.core.faults import FAULTS
-from leakguard.core.scope import Scope
+from leakguard.core.scope import Scope, current_scope
 from leakguard.sources.routes import (
     UNMATCHED,
     AsgiScope,
@@ -61,7 +62,7 @@ class ScopeMiddleware:
 class RequestScope(Scope):
     """The scope of an HTTP request or a WebSocket connection."""
 
-    __slots__ = ("_asgi", "_lookup", "_method", "_route")
+    __slots__ = ("_asgi", "_lookup", "_method", "_route", "block_before", "headers_id")
 
     def __init__(self, guard: Guard, asgi: AsgiScope) -> None:
         self._asgi: AsgiScope | None = asgi
@@ -71,7 +72,27 @@ class RequestScope(Scope):
         self._method: str | None = method if method is None or method in _METHODS else _OTHER_METHOD
         kind = asgi["type"]
         super().__init__(guard, self._method or _PREFIXES[kind], kind, guard.new_event_log())
+        self.headers_id = id(asgi.get("headers"))
+        """Known of the request it is for: copies of an ASGI scope share their headers."""
+        self.block_before = allowed_block.get()
+        """The block of `allow` in which it began."""
+        if self.block_before is not None:
+            self._disown_block()
         self.event_log.add("request received")
+
+    def _disown_block(self) -> None:
+        """Take no part in a block of `allow` in another request.
+
+        A server starts the next of pipelined requests from within the one before, in a copy of its
+        context. A mounted application with a middleware of its own is no other request.
+        """
+        other = current_scope.get()  # which may have ended, unlike the parent
+        while other is not None and not isinstance(other, RequestScope):
+            other = other.parent
+        if other is None or other.headers_id == self.headers_id:
+            return
+        if other.block_before is not self.block_before:
+            self.foreign_block = self.block_before
 
     @property
     def name(self) -> str:

@@ -216,6 +216,43 @@ def test_cancellation_is_named(constructor: Callable[..., Any], fix: str) -> Non
     assert hint.fix == fix
 
 
+@pytest.mark.parametrize(
+    "constructor, cancelled, when, closing",
+    [
+        (get_db_with_block, False, "", "with closing(get_db_with_block())"),
+        (
+            get_async_db_with_block,
+            True,
+            " when the request was cancelled",
+            "async with aclosing(get_async_db_with_block())",
+        ),
+    ],
+)
+def test_a_generator_that_was_left_in_the_middle_is_named(
+    constructor: Callable[..., Any], cancelled: bool, when: str, closing: str
+) -> None:
+    """It has the very block that is advised otherwise, and took the connection itself."""
+    function = code(constructor)
+    hint = diagnose(
+        Case(FindingKind.LEAKED, constructor=function, acquirer=function, cancelled=cancelled)
+    )
+    assert hint.cause == (
+        f"{constructor.__name__}, a generator, was left inside of its block{when}: nobody read it "
+        "to its end or closed it"
+    )
+    assert hint.fix == (
+        "take the session from a dependency, which the framework ends, or close the generator: "
+        f"{closing} as items:"
+    )
+
+
+def test_a_generator_that_does_not_close_was_not_left_in_a_block() -> None:
+    """It never closes, wherever it was left."""
+    function = code(get_db_with_else)
+    hint = diagnose(Case(FindingKind.LEAKED, constructor=function, acquirer=function))
+    assert "left inside of its block" not in str(hint.cause)
+
+
 def test_cancellation_explains_a_connection_without_session() -> None:
     """The function that took it would have closed it."""
     hint = diagnose(Case(FindingKind.LEAKED, acquirer=code(read_items_and_close), cancelled=True))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from leakguard import CallSite, FindingKind, Scope
+from leakguard import CallSite, FindingKind, Scope, allow
 from leakguard.core.guard import Guard
 from leakguard.core.hold import SessionHold
 from leakguard.core.scope import current_scope
@@ -22,6 +22,7 @@ from tests.core.fakes import (
     FakeConnection,
     FakeSession,
     construct,
+    ended_scope,
     here,
     installed,
     let_tasks_run,
@@ -170,6 +171,39 @@ def test_other_work_of_the_scope_is_waited_for(
 
     asyncio.run(main())
     assert recorder.kinds == ([] if returns else [LEAKED])
+
+
+def test_other_work_on_the_loop_of_the_holder_is_waited_for(
+    guard: Guard, recorder: Recorder
+) -> None:
+    """A database may have an event loop of its own, in a thread, and be closed from there."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    go_on, under_way = threading.Event(), threading.Event()
+
+    async def connect() -> FakeConnection:
+        return take(guard, current_scope.get())
+
+    async def clean_up(hold: FakeConnection) -> None:
+        under_way.set()
+        await asyncio.to_thread(go_on.wait, PATIENCE)
+        hold.give_back()
+
+    async def main() -> None:
+        async with guard.scope("job"):
+            hold = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(connect(), loop))
+            cleaned_up = asyncio.run_coroutine_threadsafe(clean_up(hold), loop)
+            await asyncio.to_thread(under_way.wait, PATIENCE)
+        go_on.set()
+        await asyncio.wrap_future(cleaned_up)
+
+    asyncio.run(main())
+    guard.judge_pending()
+    assert recorder.findings == []
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(PATIENCE)
+    loop.close()
 
 
 def test_a_close_during_the_wait_that_no_event_told_of_counts(
@@ -695,3 +729,15 @@ def test_work_that_outlives_its_scope_may_take_any_number_of_connections(
 
     asyncio.run(main())
     assert recorder.kinds == []
+
+
+def test_what_is_allowed_is_not_followed_after_its_scope_has_ended(
+    guard: Guard, recorder: Recorder
+) -> None:
+    """Nothing will be said of it, whatever becomes of it."""
+    scope = ended_scope(guard)
+    with allow("goes on by design"):
+        hold = take(guard, scope)
+    hold.collect()
+    drain_watch()
+    assert recorder.findings == []

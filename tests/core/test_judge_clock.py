@@ -27,6 +27,8 @@ OUTLIVES = FindingKind.OUTLIVES_SCOPE
 class FakeHolder:
     """Work that runs until the test says otherwise, and whose end nobody tells."""
 
+    loop = None
+
     def __init__(self) -> None:
         self.goes_on = True
         self.callbacks: dict[Hold, Callable[[Hold], None]] = {}

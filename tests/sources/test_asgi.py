@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware, Scope
+from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware, Scope, allow
 from leakguard.core.scope import current_scope
 from leakguard.core.watch import WATCH
 from leakguard.sources.asgi import ScopeMiddleware
@@ -468,3 +469,65 @@ def test_notices_of_a_long_scope_are_told_as_they_come(recorder: Recorder, engin
             assert len(recorder.findings) >= 200
             assert len(scope.notable) < 100
         assert recorder.kinds == [FindingKind.NESTED_CHECKOUT] * 250
+
+
+@pytest.mark.parametrize(
+    "around, exempt",
+    [("the first request's block", False), ("the test's block", True), ("its own block", True)],
+)
+def test_the_block_of_another_request_exempts_nothing(
+    guard: LeakGuard, recorder: Recorder, engine: Engine, around: str, exempt: bool
+) -> None:
+    """A server starts the next of pipelined requests in a copy of the context of the first."""
+    kept: list[Session] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    def block(name: str) -> AbstractContextManager[None]:
+        return allow(name) if name == around else nullcontext()
+
+    def leak() -> None:
+        kept.append(session := Session(engine))
+        session.execute(QUERY)
+
+    async def second(scope: Any, receive: Any, send: Any) -> None:
+        with block("its own block"):
+            leak()
+        await respond(send)
+
+    async def first(scope: Any, receive: Any, send: Any) -> None:
+        with (
+            allow("the first request's") if around == "the first request's block" else nullcontext()
+        ):
+            next_one = Client(middleware(second, guard), path="/second", headers=[(b"x", b"y")])
+            tasks.append(asyncio.create_task(next_one.call()))
+            await respond(send)
+
+    async def main() -> None:
+        with block("the test's block"):
+            await Client(middleware(first, guard), path="/first").call()
+            await tasks[0]
+
+    asyncio.run(main())
+    assert recorder.kinds == ([] if exempt else [FindingKind.LEAKED])
+    kept.pop().close()
+
+
+def test_a_block_exempts_what_a_mounted_application_takes(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """It may have a middleware of its own: the request is the same."""
+    kept: list[Session] = []
+
+    async def mounted(scope: Any, receive: Any, send: Any) -> None:
+        kept.append(session := Session(engine))
+        session.execute(QUERY)
+
+    inner = middleware(mounted, guard)
+
+    async def outer(scope: Any, receive: Any, send: Any) -> None:
+        with allow("whatever is mounted"), guard.scope("a part of the request"):
+            await inner(dict(scope), receive, send)
+
+    Client(middleware(outer, guard)).run()
+    assert recorder.findings == []
+    kept.pop().close()

@@ -259,6 +259,37 @@ def test_a_dropped_unclosed_session_is_the_same(
     assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
 
 
+def test_a_session_class_may_have_names_of_its_own(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """A bind that is looked up when it is used, or a flag where SQLAlchemy has a method."""
+
+    class Odd(Session):
+        """A session with an engine that is found later, and with a property."""
+
+        @property
+        def bind(self) -> Engine:
+            raise LookupError("no tenant yet")
+
+        @bind.setter
+        def bind(self, _: object) -> None: ...  # pyright: ignore[reportIncompatibleVariableOverride]  # the point
+
+        @property
+        def in_transaction(self) -> bool:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # the point
+            return True
+
+        def get_bind(self, *_: Any, **__: Any) -> Engine:
+            return engine
+
+    with guard.scope("job"):
+        session = Odd()
+        session.execute(QUERY)
+    assert recorder.kinds == [FindingKind.LEAKED]
+    assert recorder.findings[0].hold is not None
+    assert recorder.findings[0].hold.created_at is not None
+    session.close()
+
+
 def test_leaving_no_autoflush_closes_nothing(
     guard: LeakGuard, recorder: Recorder, engine: Engine
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +15,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
 
 from leakguard.core.callsite import capture
+from leakguard.core.clock import monotonic
 from leakguard.core.holder import current_holder
 from leakguard.core.scope import current_scope
 from leakguard.core.tasks import running_loop

@@ -48,7 +48,8 @@ class TrackedSession(SessionHold):
     @property
     def in_transaction(self) -> bool | None:
         session = self.ref()
-        return None if session is None else bool(session.in_transaction())
+        # Not by a class of the user's, where the name may mean something else.
+        return None if session is None else Session.in_transaction(session)
 
 
 class Sessions:
@@ -103,8 +104,7 @@ class Sessions:
     def _constructed(self, session: Session) -> None:
         if id(session) in self._alive:
             return  # by a class that calls the `__init__` of two bases
-        pool = getattr(getattr(session.bind, "engine", None), "pool", None)  # whatever it may be
-        pool = pool if isinstance(pool, Pool) else None
+        pool = _pool_of(session)
         guard, scope = self._guards.guard_for(current_scope.get(), pool)
         known = guard is not None
         if guard is None:
@@ -203,6 +203,14 @@ def _was_handed(connection: Connection, transaction: SessionTransaction) -> bool
         transaction = transaction.parent
     _, _, _, closes = transaction._connections[connection]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
     return not closes
+
+
+def _pool_of(session: Session) -> Pool | None:
+    try:  # a class of the user's may find out about its engine when it is used
+        pool = getattr(getattr(session.bind, "engine", None), "pool", None)
+    except Exception:  # noqa: BLE001  (the user's)
+        return None
+    return pool if isinstance(pool, Pool) else None
 
 
 def _in_dropped_generator() -> bool:
