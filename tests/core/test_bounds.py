@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+
 import pytest
 
 from leakguard import FindingKind, Hold, Scope, allow
@@ -90,7 +92,8 @@ def test_one_that_is_collected_as_its_scope_ends_is_told(recorder: Recorder) -> 
             return taken
 
     scope = EndsMeanwhile(guard, "job", "job", guard.new_event_log())
-    guard.open_scope(scope)
+    # In a context of its own, because the watch ends it in another one.
+    contextvars.copy_context().run(guard.open_scope, scope)
     take(guard, scope).collect()
     drain_watch()
     assert scope.closed_at is not None
