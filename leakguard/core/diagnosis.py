@@ -6,14 +6,19 @@ and either explains it or passes it on; the first that explains it wins.
 
 from __future__ import annotations
 
-import dis
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from types import CodeType
-from typing import Final, TypeGuard, cast
+from typing import Final
 
+from leakguard.core.bytecode import (
+    close_of_yielded,
+    closes_on_exception,
+    has_block,
+    is_async,
+    is_generator,
+    might_close,
+)
 from leakguard.core.faults import FAULTS
 from leakguard.core.finding import FindingKind, Hint
 
@@ -68,20 +73,6 @@ def diagnose(case: Case) -> Hint:
     return _GENERIC_FIXES[case.kind](case) if hint is None else hint
 
 
-def is_generator(code: CodeType | None) -> TypeGuard[CodeType]:
-    """Return whether calling the function makes a generator, sync or async: a dependency's form."""
-    return code is not None and bool(
-        code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
-    )
-
-
-def is_async(code: CodeType | None) -> bool:
-    """Return whether the function is `async def`."""
-    return code is not None and bool(
-        code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
-    )
-
-
 def _name(code: CodeType) -> str:
     # Of a method with its class: `__init__` alone says little.
     return code.co_qualname.rpartition("<locals>.")[2]
@@ -111,7 +102,7 @@ def _left_in_its_block(case: Case) -> Hint | None:
     # One that only makes the session, as a dependency does, may have been ended by then.
     if not is_generator(constructor) or case.acquirer is not constructor:
         return None
-    if not _closes_on_exception(constructor):
+    if not closes_on_exception(constructor):
         return None
     function = _name(constructor)
     when = " when the request was cancelled" if case.cancelled else ""
@@ -125,7 +116,7 @@ def _left_in_its_block(case: Case) -> Hint | None:
 
 
 def _skipped_by_cancellation(case: Case) -> Hint | None:
-    if not (case.cancelled and (_might_close(case.constructor) or _might_close(case.acquirer))):
+    if not (case.cancelled and (might_close(case.constructor) or might_close(case.acquirer))):
         return None
     return Hint(
         "the request was cancelled, and the code that would have given the connection back "
@@ -141,18 +132,18 @@ def _skipped_by_exception(case: Case) -> Hint | None:
     constructor = case.constructor
     if not failed or constructor is None:
         return None
-    close = _close_of_yielded(constructor)
-    if close is None or _closes_on_exception(constructor):
+    close = close_of_yielded(constructor)
+    if close is None or closes_on_exception(constructor):
         return None
     how = ", so an exception skips it"
-    if not _has_block(constructor):
+    if not has_block(constructor):
         how = " after its yield, without a finally block" + how
     return Hint(f"{_name(constructor)} calls {close}(){how}", _wrap_the_yield(case))
 
 
 def _generator_without_close(case: Case) -> Hint | None:
     constructor = case.constructor
-    if not is_generator(constructor) or _might_close(constructor):
+    if not is_generator(constructor) or might_close(constructor):
         return None
     return Hint(
         f"{_name(constructor)} yields the session and never closes it", _wrap_the_yield(case)
@@ -181,7 +172,7 @@ def _shared_session(case: Case) -> Hint | None:
 
 def _never_closed_where_constructed(case: Case) -> Hint | None:
     constructor = case.constructor
-    if not case.by_session or constructor is None or _might_close(constructor):
+    if not case.by_session or constructor is None or might_close(constructor):
         return None
     return Hint(
         f"{_role(constructor, case)} constructs the session and does not close it",
@@ -191,7 +182,7 @@ def _never_closed_where_constructed(case: Case) -> Hint | None:
 
 def _connection_never_closed(case: Case) -> Hint | None:
     acquirer = case.acquirer
-    if case.by_session or acquirer is None or _might_close(acquirer):
+    if case.by_session or acquirer is None or might_close(acquirer):
         return None
     return Hint(
         f"{_role(acquirer, case)} takes a connection and does not close it", _close_always(case)
@@ -204,69 +195,6 @@ def _role(code: CodeType, case: Case) -> str:
     if case.after_response:
         return f"{_name(code)}, which runs after the response,"
     return _name(code)
-
-
-def _calls_close(code: CodeType | None) -> bool:
-    return code is not None and not _CLOSING_NAMES.isdisjoint(code.co_names)
-
-
-def _might_close(code: CodeType | None) -> bool:
-    return _calls_close(code) or _has_block(code)
-
-
-@lru_cache(maxsize=1024)
-def _close_of_yielded(code: CodeType) -> str | None:
-    """Name the method by which a generator closes what it yields; `None` where it does not.
-
-    By the names of variables and attributes: a `close` or `remove` of something else is another
-    matter.
-    """
-    yielded: set[str] = set()
-    closed: dict[str, str] = {}
-    loaded: str | None = None
-    for instruction in dis.get_instructions(code):
-        name, argument = instruction.opname, instruction.argval
-        if name == "YIELD_VALUE" and loaded is not None:
-            yielded.add(loaded)
-        elif name in _ATTRIBUTES and argument in _CLOSING_NAMES and loaded is not None:
-            closed[loaded] = argument
-        if name not in _WRAPS_YIELDED:
-            loaded = _name_loaded(name, argument)
-    return next((closed[one] for one in closed if one in yielded), None)
-
-
-def _name_loaded(operation: str, argument: object) -> str | None:
-    """Name the variable or attribute whose value an instruction leaves on top of the stack."""
-    loads = operation.startswith("LOAD_") or "_LOAD_" in operation
-    if not loads or operation == "LOAD_CONST":
-        return None
-    # Two variables in one instruction, since Python 3.13.
-    name = cast("tuple[object, ...]", argument)[-1] if isinstance(argument, tuple) else argument
-    return name if isinstance(name, str) else None
-
-
-@lru_cache(maxsize=1024)  # the same few functions come again and again, at the cost of a request
-def _has_block(code: CodeType | None) -> bool:
-    """Return whether the function has a `with` or `try` block, which might be a clean-up."""
-    # Coroutines and generators have an exception table of their own, for StopIteration; only
-    # the handlers of blocks push an exception.
-    return code is not None and any(
-        instruction.opname == "PUSH_EXC_INFO" for instruction in dis.get_instructions(code)
-    )
-
-
-@lru_cache(maxsize=1024)
-def _closes_on_exception(code: CodeType) -> bool:
-    """Return whether a handler of the function, of `with` or of `finally`, closes something."""
-    handling = False
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in _HANDLER_BOUNDS:
-            handling = instruction.opname == "PUSH_EXC_INFO"
-        elif handling and (
-            instruction.opname == "WITH_EXCEPT_START" or instruction.argval in _CLOSING_NAMES
-        ):
-            return True
-    return False
 
 
 def _is_asynchronous(case: Case) -> bool:
@@ -292,11 +220,6 @@ def _block(case: Case) -> str:
 
 
 _FIRST_ERROR_STATUS: Final = 400
-_HANDLER_BOUNDS: Final = frozenset({"PUSH_EXC_INFO", "POP_EXCEPT", "RERAISE"})
-_ATTRIBUTES: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
-_WRAPS_YIELDED: Final = frozenset({"ASYNC_GEN_WRAP", "CALL_INTRINSIC_1"})
-"""What comes between the value and the `yield` of an asynchronous generator."""
-_CLOSING_NAMES: Final = frozenset({"close", "aclose", "remove", "close_all"})
 
 _LOSSES: Final[tuple[Rule, ...]] = (
     _used_after_close,

@@ -61,11 +61,11 @@ class Hold(ABC):
         """Seconds for which somebody might have given it back before it was called leaked."""
         self.collected = False
         """Whether the garbage collector took it before anybody closed it."""
-        block = allowed_block.get()
-        if scope is not None and block is scope.foreign_block:
-            block = None
-        self.allowed = None if block is None else block.reason
+        self.allowed: str | None = None
         """The reason given to `allow`, which exempts it from findings."""
+        block = allowed_block.get()
+        if block is not None and (scope is None or block is not scope.foreign_block):
+            self.allowed = block.reason
         self.asynchronous: bool | None = None
         """Whether it is used with `await`; `None` where nobody knows yet."""
 

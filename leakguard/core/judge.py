@@ -245,7 +245,7 @@ class Judge:
         """Have the hold judged again when the work that may return it has ended."""
         hold = wait.hold
         self._waits[hold] = wait
-        if wait.until is None:
+        if wait.until is None or wait.until <= self._clock():
             self._check_now_and_then(wait)
         elif not wait.until_planned:
             wait.until_planned = True
@@ -267,11 +267,11 @@ class Judge:
     def _check_all(self) -> None:
         now = self._clock()
         for wait in self._waits.copy().values():
-            if wait.until is None and wait.check_at is not None and wait.check_at <= now:
+            if wait.check_at is not None and wait.check_at <= now:
                 apart(partial(self._recheck, wait))
         self._round_at = inf
         waits = self._waits.copy().values()
-        times = [wait.check_at for wait in waits if wait.until is None and wait.check_at]
+        times = [wait.check_at for wait in waits if wait.check_at is not None]
         if times:
             self._plan_round(max(min(times), now + _RECHECK_AFTER))
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from leakguard import FindingKind
-from leakguard.core.diagnosis import Case, diagnose, is_async, is_generator
+from leakguard.core.bytecode import is_async, is_generator
+from leakguard.core.diagnosis import Case, diagnose
 
 Session: Any = None
 AsyncSession: Any = None

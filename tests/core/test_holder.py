@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio.to_thread
 import pytest
+import uvloop
 
 from leakguard import Hold, Scope
 from leakguard.core.endings import on_done
@@ -475,3 +476,35 @@ def test_the_next_work_in_the_same_frame_is_not_mistaken_for_the_last(scope: Sco
             ended.append(worker.holder)
             worker.go_on.set()
             future.result()
+
+
+@pytest.mark.parametrize("loop_of", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_callback_has_ended_when_the_loop_goes_on(
+    scope: Scope, loop_of: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Uvloop calls it without a Python frame of its own, right from whoever runs the loop."""
+    running: list[bool] = []
+
+    async def main() -> None:
+        called = asyncio.Event()
+        holders: list[Holder] = []
+
+        def callback() -> None:
+            holder = current_holder(scope)
+            assert holder is not None
+            holders.append(holder)
+            running.append(holder.running())
+            called.set()
+
+        context = contextvars.copy_context()  # which outlives the callback, as others copy it
+        asyncio.get_running_loop().call_soon(callback, context=context)
+        await called.wait()
+        running.append(holders[0].running())
+        del context
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=loop_of) as runner:
+            runner.run(main())
+
+    in_thread(run).join(PATIENCE)
+    assert running == [True, False]

@@ -303,3 +303,47 @@ def test_what_is_dismissed_is_waited_for_no_more() -> None:
     bench.do_next()
     assert bench.kinds == [OUTLIVES]
     assert bench.gone == []
+
+
+def test_work_that_is_seen_to_run_after_the_wait_is_checked_until_it_has_ended() -> None:
+    """Whether a thread runs is a guess in doubt, so that it may seem to begin again."""
+    bench = JudgeBench()
+    bench.holder.goes_on = False
+    bench.scope.handled_outside = True
+    bench.judge.close(bench.scope)
+    assert bench.kinds == [None]
+    bench.holder.goes_on = True
+    bench.do_next()
+    assert (bench.now, bench.kinds) == (105.0, [None])
+    bench.holder.goes_on = False
+    bench.do_next()
+    assert bench.kinds == [None, LEAKED]
+
+
+def test_one_check_is_planned_for_all_that_work_takes_after_its_scope() -> None:
+    """It may take connections many times a second."""
+    bench = JudgeBench()
+    holds = [FakeConnection(bench.hold.guard, bench.scope) for _ in range(3)]
+    for hold in holds:
+        hold.holder = bench.holder
+        bench.judge.outlived(bench.scope, hold)
+    assert [when for when, _ in bench.planned] == [101.0]
+    bench.holder.goes_on = False
+    bench.do_next()
+    assert bench.kinds == [LEAKED] * 3
+    assert bench.planned == []
+
+
+def test_a_check_leaves_what_was_taken_a_moment_ago_to_the_next_one() -> None:
+    """Whoever took it has its time, and no check comes sooner than a second after the last."""
+    bench = JudgeBench()
+    for bench.now in (100.0, 100.6):
+        hold = FakeConnection(bench.hold.guard, bench.scope)
+        hold.holder = bench.holder
+        bench.judge.outlived(bench.scope, hold)
+    bench.holder.goes_on = False
+    bench.do_next()
+    assert (bench.now, bench.kinds) == (101.0, [LEAKED])
+    bench.do_next()
+    assert (bench.now, bench.kinds) == (102.0, [LEAKED, LEAKED])
+    assert bench.planned == []
