@@ -443,19 +443,24 @@ def test_a_method_that_a_client_made_up_is_no_name(guard: LeakGuard, recorder: R
 
 
 def test_the_guard_of_an_application_that_took_nothing_goes_with_the_next(
-    recorder: Recorder,
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that would uninstall it starts with the first hold, or with the next guard."""
+    gone = threading.Event()
+    abandon = LeakGuard.abandon
+
+    def abandon_and_tell(guard: LeakGuard) -> None:
+        abandon(guard)
+        gone.set()
 
     def one() -> None:
         LeakGuardMiddleware(answer, observers=[])
 
+    monkeypatch.setattr(LeakGuard, "abandon", abandon_and_tell)
     one()
     gc.collect()
     with LeakGuard(mode="testing", observers=[recorder]) as guard:
-        done = threading.Event()
-        WATCH.post(done.set)
-        assert done.wait(PATIENCE)
+        assert gone.wait(PATIENCE)
         assert SQLALCHEMY.guards == (guard,)
 
 
