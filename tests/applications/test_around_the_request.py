@@ -53,7 +53,8 @@ def test_the_handler_of_every_exception_may_close(
 ) -> None:
     """Starlette calls it outside of every middleware: its scope has ended by then."""
     kept: list[Session] = []
-    with LeakGuard(mode="testing", observers=[recorder], late_after=0.05) as guard:
+    late_after = PATIENCE if closes else 0.05
+    with LeakGuard(mode="testing", observers=[recorder], late_after=late_after) as guard:
         app = FastAPI()
         app.add_middleware(LeakGuardMiddleware, guard=guard)
 

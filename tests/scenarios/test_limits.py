@@ -119,8 +119,8 @@ def test_a_task_that_has_it_without_having_taken_it(
 
         with hasty.scope("request"):
             task = asyncio.create_task(close(used(engine)))
-        assert LEAKED not in recorder.kinds
         await asyncio.to_thread(recorder.wait_for, lambda: LEAKED in recorder.kinds)
+        assert recorder.findings[0].evidence.waited == SOON
         end.set()
         await task
         await asyncio.to_thread(recorder.wait_for, lambda: recorder.resolutions)
