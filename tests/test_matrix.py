@@ -23,6 +23,22 @@ NEWEST = "py313-sqlalchemy21-fastapi"
 ALONE = "py311-sqlalchemy21-starlette"
 
 
+def test_every_supported_version_was_run() -> None:
+    """The table is there, with a row for each version of Python, and nothing failed."""
+    rows = [line.split("|")[1:-1] for line in page.PAGE.read_text().splitlines() if "|" in line]
+    header, _, *cells = [[cell.strip() for cell in row] for row in rows]
+    assert {row[0] for row in cells} == {factor_version(factor) for factor in FACTORS[0]}
+    assert {cell for row in cells for cell in row[2:] if not re.fullmatch(r"\d+ passed", cell)} == {
+        ""
+    }
+    assert len(header) == 2 + len(FACTORS[2])
+
+
+def factor_version(factor: str) -> str:
+    """Return the version of Python that a factor like `py312` stands for."""
+    return f"{factor[2]}.{factor[3:]}"
+
+
 def test_the_page_has_a_place_for_the_table() -> None:
     """Else a run of hours ends in an error."""
     assert "| the table |" in page.written(page.PAGE.read_text(), "| the table |")
