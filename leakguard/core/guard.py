@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from leakguard.core.block import ScopeBlock
 from leakguard.core.clock import monotonic
+from leakguard.core.collector import COLLECTOR
 from leakguard.core.faults import FAULTS, LOGGER
 from leakguard.core.finding import FindingKind
 from leakguard.core.hold import ConnectionHold, Hold, take_out
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from leakguard.core.finding import Finding
     from leakguard.core.observer import Observer
+    from leakguard.core.pool import PoolChange, Wait
     from leakguard.core.settings import Settings
 
 
@@ -79,6 +81,7 @@ class Guard:
                 self.installed = True
                 self._warns_uninstalled = False
                 INSTALLED.add(self)
+                COLLECTOR.add_user()
                 WATCH.add_user()
         return self
 
@@ -100,16 +103,19 @@ class Guard:
     def _stop(self, leave: Callable[[Source], None]) -> None:
         self._hear_collected()
         with LOCK:
-            if self.installed:
-                self.installed = False
+            installed, self.installed = self.installed, False
+            if installed:
                 INSTALLED.discard(self)
                 for source in reversed(self._sources):
                     leave(source)
                 self.forget()  # after that: until then a thread may take one more
+                COLLECTOR.remove_user()
                 WATCH.remove_user()
+        if installed:
+            self.observers.tell(self.observers.uninstalled, self)
 
     def judge_pending(self) -> None:
-        """Return what there is to say: nobody is left who could give a hold back."""
+        """Say what there is to say: nobody is left who could give a hold back."""
         self._hear_collected()
         self._judge.judge_pending()
 
@@ -249,6 +255,18 @@ class Guard:
         hold.collected = True  # first: released and not collected would mean that it was given back
         hold.released_monotonic = monotonic()
         WATCH.post(partial(self._after_collection, hold))
+
+    def pool_changed(self, change: PoolChange) -> None:
+        """Take note that a pool has other connections, or other ones of them are out."""
+        observers = self.observers
+        if observers.pool_changed:
+            observers.tell(observers.pool_changed, change)
+
+    def waited(self, wait: Wait) -> None:
+        """Take note of how long a checkout took."""
+        observers = self.observers
+        if observers.waited:
+            observers.tell(observers.waited, wait)
 
     def _forget_open(self) -> None:
         for hold in self._open.copy():

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from leakguard.core.collector import COLLECTOR
 from leakguard.core.faults import FROM_OUTSIDE
 from leakguard.core.lock import LOCK
+from leakguard.core.watch import WATCH
 
 if TYPE_CHECKING:
     from leakguard.core.faults import Faults
     from leakguard.core.finding import Finding
+    from leakguard.core.guard import Guard
     from leakguard.core.hold import Hold
+    from leakguard.core.pool import PoolChange, Wait
     from leakguard.core.scope import Scope
 
 
@@ -22,9 +27,9 @@ class Observer:
     """Derive from it and override what you want to be told; every method here does nothing.
 
     The methods are called where things happen, in the request's own task or thread, and must
-    not block. `resolved` is called in a thread of leakguard's own. So are `found` and `released`
-    where only the garbage collector noticed, where a wait reached its end, or where the loop has
-    many tasks; where a verdict waited for a task, `found` is called on that task's event loop.
+    not block. `resolved` is called in a thread of leakguard's own. So is whatever only the garbage
+    collector noticed or did, and `found` and `released` where a wait reached its end or the loop
+    has many tasks; where a verdict waited for a task, `found` is called on that task's event loop.
     An observer that raises is logged once and is not called again; the request never notices.
     """
 
@@ -46,6 +51,15 @@ class Observer:
     def resolved(self, finding: Finding) -> None:
         """Tell that the connection of an earlier finding came back after all."""
 
+    def pool_changed(self, change: PoolChange) -> None:
+        """Tell that connections of a pool were opened or closed, taken or given back."""
+
+    def waited(self, wait: Wait) -> None:
+        """Tell how long a checkout took, or that it timed out."""
+
+    def uninstalled(self, guard: Guard) -> None:
+        """Tell that the guard watches nothing any more: no open hold will be told as released."""
+
 
 METHODS: Final = (
     "scope_opened",
@@ -54,6 +68,9 @@ METHODS: Final = (
     "released",
     "found",
     "resolved",
+    "pool_changed",
+    "waited",
+    "uninstalled",
 )
 """The names of the methods of `Observer`."""
 
@@ -75,7 +92,16 @@ class Observers:
         self._arrange()
 
     def tell(self, told: tuple[Told[T], ...], subject: T) -> None:
-        """Call the methods in `told`, one of the tuples of this object."""
+        """Call the methods in `told`, one of the tuples of this object.
+
+        Later, where the garbage collector interrupted some code: it may hold an observer's lock.
+        """
+        if told and COLLECTOR.runs_here():
+            WATCH.post(partial(self._tell, told, subject))
+        else:
+            self._tell(told, subject)
+
+    def _tell(self, told: tuple[Told[T], ...], subject: T) -> None:
         for observer, method in told:
             try:
                 method(subject)
@@ -98,6 +124,9 @@ class Observers:
         self.released = tuple(self._overriding("released"))
         self.found = tuple(self._overriding("found"))
         self.resolved = tuple(self._overriding("resolved"))
+        self.pool_changed = tuple(self._overriding("pool_changed"))
+        self.waited = tuple(self._overriding("waited"))
+        self.uninstalled = tuple(self._overriding("uninstalled"))
 
     def _overriding(self, name: str) -> Iterator[Told[Any]]:
         for observer in self._observers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,11 +20,18 @@ from leakguard.core.clock import monotonic
 from leakguard.core.holder import current_holder
 from leakguard.core.scope import current_scope
 from leakguard.core.tasks import running_loop
+from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy.checkout import Checkout
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.guards import Guards
 from leakguard.sources.sqlalchemy.listeners import Listener, report_fault
-from leakguard.sources.sqlalchemy.pools import PoolFacts, at_work, pool_facts
+from leakguard.sources.sqlalchemy.pools import (
+    PoolFacts,
+    at_work,
+    idle_entries,
+    pool_facts,
+    pool_of,
+)
 from leakguard.sources.sqlalchemy.refs import IdRef
 
 if TYPE_CHECKING:
@@ -45,8 +53,10 @@ class Checkouts:
         self._detached: dict[int, tuple[Checkout, ...]] = {}
         self._pools: dict[int, PoolFacts] = {}
         self.listeners: tuple[Listener, ...] = (
+            (Pool, "connect", self._on_connect),
             (Pool, "checkout", self._on_checkout),
             (Pool, "checkin", self._on_checkin),
+            (Pool, "close", self._on_close),
             (Pool, "detach", self._on_detach),
             (Pool, "reset", self._on_reset),
             (StaticPool, "reset", self._on_static_reset),
@@ -67,8 +77,37 @@ class Checkouts:
             return None
         return self._open.get(id(connection.connection))
 
+    def told_of(self, pool: Pool, proxy: PoolProxiedConnection | None) -> tuple[Guard, str] | None:
+        """Return the guard that a checkout belongs to, and the pool's name.
+
+        `proxy` is `None` for a checkout that failed.
+        """
+        hold = None if proxy is None else self._open.get(id(proxy))
+        if hold is not None:
+            return hold.guard, hold.pool
+        guard, _ = self._guards.guard_for(current_scope.get(), pool)
+        if guard is None:
+            return None
+        return guard, self._facts_of(pool, sys._getframe(1), guard).name  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+
+    def share_out(self) -> None:
+        """Tell a guard of every pool that it watches and of which nobody is told."""
+        for facts in list(self._pools.copy().values()):
+            pool = facts.ref()
+            if pool is not None and facts.ledger.guard is None:
+                guard, _ = self._guards.guard_for(None, pool)
+                if guard is not None:
+                    facts.ledger.join(guard)
+
     def forget(self, guard: Guard) -> None:
         """Follow what belongs to `guard` no more."""
+        for facts in list(self._pools.copy().values()):
+            if facts.ledger.guard is guard:
+                facts.ledger.end()
+        if self._guards:
+            self.share_out()
+        else:  # whatever happens from now on is not heard
+            self.forget_pools()
         for holds in (self._open, self._by_record):
             for key, hold in holds.copy().items():
                 if hold.guard is guard:
@@ -77,7 +116,34 @@ class Checkouts:
             if hold.guard is guard:
                 self._detached.pop(key, None)
 
+    def forget_pools(self) -> None:
+        """Count what pools have from nothing, and tell nobody what becomes of what was counted."""
+        for facts in self._pools.values():
+            facts.ledger.forget()
+        self._pools.clear()
+
     # --- listeners --------------------------------------------------------------------------------
+
+    def _on_connect(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:  # noqa: ARG002  (the event's signature)
+        try:
+            pool = pool_of(record)
+            guard, _ = self._guards.guard_for(current_scope.get(), pool)
+            facts = self._facts_of(pool, sys._getframe(1), guard)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            facts.ledger.opened(id(record))
+        except Exception as error:  # noqa: BLE001  (the caller must not notice)
+            report_fault(error)
+
+    def _on_close(
+        self,
+        dbapi_connection: DBAPIConnection,  # noqa: ARG002  (the event's signature)
+        record: ConnectionPoolEntry,
+    ) -> None:
+        try:
+            facts = self._known_facts(record)
+            if facts is not None:
+                facts.ledger.gone(id(record))
+        except Exception as error:  # noqa: BLE001  (the caller must not notice)
+            report_fault(error)
 
     def _on_checkout(
         self,
@@ -92,16 +158,26 @@ class Checkouts:
 
     def _on_checkin(
         self,
-        dbapi_connection: DBAPIConnection | None,  # noqa: ARG002  (the event's signature)
+        dbapi_connection: DBAPIConnection | None,
         record: ConnectionPoolEntry,
     ) -> None:
         hold = self._by_record.pop(id(record), None)
+        try:
+            facts = self._known_facts(record) if hold is None else hold.facts
+            # Invalidated, it has no connection; of a shared one the event tells nothing.
+            if facts is not None and not facts.shares and dbapi_connection is not None:
+                facts.ledger.returned(id(record))
+        except Exception as error:  # noqa: BLE001  (raising here loses the connection)
+            report_fault(error)
         # The finalizer of a collected proxy has run before, and has said all there is to say.
         if hold is not None and not hold.collected:
             self._came_back(hold)
 
     def _on_detach(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         try:
+            facts = self._known_facts(record)
+            if facts is not None:
+                facts.ledger.gone(id(record))
             hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
             if hold is not None and not hold.collected:
                 hold.detached_id = id(dbapi_connection)
@@ -180,7 +256,7 @@ class Checkouts:
             return
         # The caller's frame: a variable with the own one would be a cycle that keeps the proxy.
         frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        facts = self._facts_of(pool, frame)
+        facts = self._facts_of(pool, frame, guard)
         opener = None if scope is None else scope.opener
         site = capture(frame, guard.settings.frames, parent_stacks, opener)
         hold = Checkout(guard, facts.name, scope, site)
@@ -195,8 +271,12 @@ class Checkouts:
             self.place(hold, scope)
             hold.sync_in_async = not facts.is_async and running_loop() is not None
         self._open[hold.ref.id] = hold
-        if not facts.shares:  # else the record does not tell which of them is meant
+        if facts.shares:  # the record does not tell which of them is meant
+            facts.ledger.opened(hold.record_id)
+            WATCH.post(partial(self._recount_shared, facts))
+        else:
             self._by_record[hold.record_id] = hold
+            facts.ledger.taken(hold.record_id)
         guard.acquired(hold)
 
     def place(self, hold: Checkout, scope: Scope) -> None:
@@ -206,17 +286,51 @@ class Checkouts:
         hold.nested = other is not None
         hold.already_held_at = None if other is None else other.site
 
-    def _facts_of(self, pool: Pool, frame: FrameType | None) -> PoolFacts:
+    def _facts_of(self, pool: Pool, frame: FrameType | None, guard: Guard | None) -> PoolFacts:
+        known = self._pools.get(id(pool))
+        if known is not None and known.ref() is pool:
+            if known.engine is None:  # it was used without, as for a warm-up
+                known.look_for_engine(frame)
+            return known
+        if known is not None:
+            self._pools.pop(id(pool), None)
+        idle = idle_entries(pool)
+        facts = pool_facts(pool, frame, idle, guard)
+        # Where two threads come at once, one of them has found out the facts that count.
+        first = self._pools.setdefault(id(pool), facts)
+        if first is facts:
+            facts.ledger.begin(len(idle))
+            weakref.finalize(pool, self._pool_gone, id(pool), facts).atexit = False
+        return first
+
+    def _pool_gone(self, number: int, facts: PoolFacts) -> None:
+        """Run as a finalizer."""
+        if self._pools.get(number) is facts:
+            self._pools.pop(number, None)
+        WATCH.post(facts.ledger.end)
+
+    def _known_facts(self, record: ConnectionPoolEntry) -> PoolFacts | None:
+        pool = pool_of(record)
         facts = self._pools.get(id(pool))
-        if facts is None or facts.ref() is not pool:
-            facts = self._pools[id(pool)] = pool_facts(pool, frame)
-            weakref.finalize(pool, self._pools.pop, id(pool), None).atexit = False
-        elif facts.engine is None:  # it was used without, as for a warm-up
-            facts.look_for_engine(frame)
-        return facts
+        return None if facts is None or facts.ref() is not pool else facts
+
+    def _recount_shared(self, facts: PoolFacts) -> None:
+        """Run by the watch, where nobody else recounts at the same time."""
+        pool = facts.ref()
+        present = id(None if pool is None else vars(pool).get("connection"))
+        ledger = facts.ledger
+        for record in ledger.entries():
+            if self._of_shared(record):
+                ledger.taken(record)
+            elif record == present:
+                ledger.returned(record)
+            else:  # the pool has replaced it, and forgotten it without a word
+                ledger.gone(record)
 
     def _came_back(self, hold: Checkout) -> None:
         self._open.pop(hold.ref.id, None)
+        if hold.facts.shares:
+            WATCH.post(partial(self._recount_shared, hold.facts))
         try:
             if hold.session is not None:
                 hold.session.returns += 1
@@ -251,6 +365,8 @@ class Checkouts:
         if hold is not None and hold.released_monotonic is None:
             if hold.detached_id is not None:
                 self._detached.pop(hold.detached_id, None)
+            if hold.facts.shares:
+                WATCH.post(partial(self._recount_shared, hold.facts))
             hold.guard.collected(hold)
 
 

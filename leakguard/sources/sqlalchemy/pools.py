@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 from leakguard.exceptions import SettingsError
+from leakguard.sources.sqlalchemy.ledger import Ledger
+
+if TYPE_CHECKING:
+    from leakguard.core.guard import Guard
 
 ENGINES_ALLOWED: Final = "must be an Engine or an AsyncEngine"
 
 
 @dataclass(eq=False, slots=True)
 class PoolFacts:
-    """What is known of a pool, found out at its first checkout; its engine, perhaps, later."""
+    """What is known of a pool, found out at its first event; its engine, perhaps, later."""
 
     ref: weakref.ref[Pool]
     name: str
@@ -30,6 +34,8 @@ class PoolFacts:
     """Whether checkouts within one another are one and the same (`SingletonThreadPool`)."""
     engine: weakref.ref[Engine] | None
     """The engine that made it; `None` while the pool is used without one."""
+    ledger: Ledger
+    """Its connections."""
 
     def belongs_to(self, engine: Engine) -> bool:
         """Return whether `engine` has this pool, or had it before a `dispose()`."""
@@ -43,21 +49,49 @@ class PoolFacts:
         if pool is not None and engine is not None:
             self.engine = weakref.ref(engine)
             self.name = _pool_name(pool, engine)
+            self.ledger.rename(self.name)
 
 
-def pool_facts(pool: Pool, frame: FrameType | None) -> PoolFacts:
-    """Find out what is known of `pool`; `frame` is one of the first checkout."""
+def pool_facts(
+    pool: Pool,
+    frame: FrameType | None,
+    idle: Iterable[int] = (),
+    guard: Guard | None = None,
+) -> PoolFacts:
+    """Find out what is known of `pool`; `frame` is one of its first event.
+
+    Its ledger begins with the entries in `idle`, and tells `guard`.
+    """
     dialect = pool._dialect  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
-    facts = PoolFacts(
+    engine = _engine_of(pool, frame)
+    name = _pool_name(pool, engine)
+    return PoolFacts(
         ref=weakref.ref(pool),
-        name=pool.logging_name or type(pool).__name__,
+        name=name,
         is_async=dialect.is_async,
         shares=isinstance(pool, StaticPool),
         nests=isinstance(pool, SingletonThreadPool),
-        engine=None,
+        engine=None if engine is None else weakref.ref(engine),
+        ledger=Ledger(guard, name, pool_fill(pool)[1], idle),
     )
-    facts.look_for_engine(frame)
-    return facts
+
+
+def pool_of(record: Any) -> Pool:  # noqa: ANN401  (its class does not say that it knows)
+    """Return the pool that an entry belongs to."""
+    pool: Pool = record._ConnectionRecord__pool  # noqa: SLF001  (no public way; tested)
+    return pool
+
+
+def idle_entries(pool: Pool) -> list[int]:
+    """List the numbers of the entries that are in the pool's queue and have a connection.
+
+    Pools of other classes say nothing of that.
+    """
+    queue: Any = vars(pool).get("_pool")
+    inside = cast("dict[str, Any]", {} if queue is None else vars(queue))
+    # SQLAlchemy's own has a deque; the one around asyncio's makes that when it is first used.
+    entries: Any = inside.get("queue") or getattr(inside.get("_queue"), "_queue", ())
+    return [id(entry) for entry in tuple(entries) if entry.dbapi_connection is not None]
 
 
 def pool_fill(pool: Pool) -> tuple[int | None, int | None]:
@@ -95,11 +129,13 @@ def sync_engine(engine: object) -> Engine | None:
     return None
 
 
-def _pool_name(pool: Pool, engine: Engine) -> str:
+def _pool_name(pool: Pool, engine: Engine | None) -> str:
     """Name a pool as in logs and metrics; never a user name or password."""
     name = pool.logging_name
     if name:
         return name
+    if engine is None:
+        return type(pool).__name__
     url = engine.url
     if url.get_backend_name() == "sqlite":
         return _file_name(url.database)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,7 @@ from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.guards import Guards
 from leakguard.sources.sqlalchemy.listeners import Listener
 from leakguard.sources.sqlalchemy.sessions import Sessions
+from leakguard.sources.sqlalchemy.waits import Waits
 
 if TYPE_CHECKING:
     from leakguard.core.guard import Guard
@@ -29,6 +31,7 @@ class SQLAlchemySource:
         self._checkouts = Checkouts(self._guards)
         self._sessions = Sessions(self._guards, self._checkouts)
         self._in_place = False
+        self._patches = self._sessions.patches + Waits(self._checkouts).patches
         self._follows_statements = False
         self._had_events = False
 
@@ -42,9 +45,10 @@ class SQLAlchemySource:
         if not self._in_place:
             self._in_place = True
             _listen(self._checkouts.listeners + self._sessions.listeners)
-            for patch in self._sessions.patches:
+            for patch in self._patches:
                 patch.place()
         self._guards.add(guard)
+        self._checkouts.share_out()
         self._follow_statements()
 
     def detach(self, guard: Guard) -> None:
@@ -69,9 +73,13 @@ class SQLAlchemySource:
         self._follow_statements()
         if self._in_place and not self._guards:
             self._in_place = False
-            for patch in reversed(self._sessions.patches):
+            for patch in reversed(self._patches):
                 patch.remove()
             _ignore(self._checkouts.listeners + self._sessions.listeners)
+
+    def forget_parent(self) -> None:
+        """Count no connection of the parent: this is the child of a fork."""
+        self._checkouts.forget_pools()
 
     def _follow_statements(self) -> None:
         """Listen to statements while a guard wants to know them, and not otherwise."""
@@ -111,3 +119,6 @@ def _someone_listens_to_dialects() -> bool:
 
 SQLALCHEMY: Final = SQLAlchemySource()
 """The one source of the process: what it listens to and wraps belongs to the whole process."""
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=SQLALCHEMY.forget_parent)

@@ -1,0 +1,30 @@
+"""Pools as observers see them: how many connections there are, and how long a checkout took."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class PoolChange(NamedTuple):
+    """By how much the connections of a pool became more, or fewer where it is negative."""
+
+    pool: str
+    """The name of the pool; pools of one name are counted together."""
+    idle: int
+    """Connections that are open and in the pool."""
+    used: int
+    """Connections that are out."""
+    limit: int
+    """Connections that the pool may have out at once. It changes when a pool comes or goes, and
+    is 0 for one without a limit."""
+
+
+class Wait(NamedTuple):
+    """A checkout, from the call until there was a connection or an error."""
+
+    pool: str
+    """The name of the pool."""
+    seconds: float
+    """How long it took, the opening of a new connection included."""
+    timed_out: bool
+    """Whether the pool had no connection in time, so that the caller got an error instead."""
