@@ -6,6 +6,7 @@ from leakguard.core.finding import Evidence, Finding, FindingKind, Hint, PoolUsa
 from leakguard.core.hold import Hold
 from leakguard.core.ignore import ignore_function, ignore_route
 from leakguard.core.observer import Observer
+from leakguard.core.pool import PoolChange, Wait
 from leakguard.core.scope import Event, Scope
 from leakguard.exceptions import (
     ConnectionLeakError,
@@ -15,6 +16,7 @@ from leakguard.exceptions import (
 )
 from leakguard.observers.history import Group, History
 from leakguard.observers.log import Log
+from leakguard.observers.prometheus import Prometheus, metrics_app
 from leakguard.observers.warnings import Warnings
 from leakguard.sources.sqlalchemy import ignore_engine
 from leakguard.wiring import LeakGuard, LeakGuardMiddleware
@@ -37,13 +39,17 @@ __all__ = [
     "LeakGuardMiddleware",
     "Log",
     "Observer",
+    "PoolChange",
     "PoolUsage",
+    "Prometheus",
     "Scope",
     "SettingsError",
     "Severity",
+    "Wait",
     "Warnings",
     "allow",
     "ignore_engine",
     "ignore_function",
     "ignore_route",
+    "metrics_app",
 ]

@@ -11,6 +11,7 @@ from leakguard.core.watch import WATCH
 from leakguard.exceptions import SettingsError
 from leakguard.observers.history import History
 from leakguard.observers.log import Log
+from leakguard.observers.prometheus import Prometheus
 from leakguard.observers.warnings import Warnings
 from leakguard.sources.asgi import AsgiApp, ScopeMiddleware
 from leakguard.sources.routes import layers
@@ -85,8 +86,8 @@ class LeakGuardMiddleware(ScopeMiddleware):
 
 _DEFAULT_OBSERVERS: Final[dict[Mode, Callable[[], tuple[Observer, ...]]]] = {
     Mode.OFF: lambda: (),
-    Mode.PRODUCTION: lambda: (Log(notices=False),),
-    Mode.DEVELOPMENT: lambda: (Log(notices=True), Warnings(), History()),
+    Mode.PRODUCTION: lambda: (Log(notices=False), Prometheus()),
+    Mode.DEVELOPMENT: lambda: (Log(notices=True), Warnings(), Prometheus(), History()),
     Mode.TESTING: lambda: (History(),),
 }
 """Makes the observers of a mode, anew for each guard."""

@@ -21,22 +21,26 @@ from leakguard import (
     Hold,
     LeakGuard,
     Observer,
+    PoolChange,
     PoolUsage,
     Scope,
+    Wait,
 )
 from leakguard.core.diagnosis import Case, diagnose
 from leakguard.core.settings import Mode, Options, build_settings
+from leakguard.observers.prometheus import Metrics
 from tests.core import fakes
 from tests.core.fakes import make_finding
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+PAGE = (ROOT / "docs" / "metrics.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
-def rows(heading: str) -> list[list[str]]:
-    """Return the cells of the first table with `heading` in its first line."""
-    lines = iter(REFERENCE.splitlines())
+def rows(heading: str, page: str = REFERENCE) -> list[list[str]]:
+    """Return the cells of the first table of a page with `heading` in its first line."""
+    lines = iter(page.splitlines())
     for line in lines:
         if line.startswith(f"| {heading} |"):
             break
@@ -108,7 +112,20 @@ def test_every_fact_is_documented() -> None:
 
 @pytest.mark.parametrize(
     "noun",
-    [CallSite, Event, Evidence, Finding, Group, Hint, Hold, Observer, PoolUsage, Scope],
+    [
+        CallSite,
+        Event,
+        Evidence,
+        Finding,
+        Group,
+        Hint,
+        Hold,
+        Observer,
+        PoolChange,
+        PoolUsage,
+        Scope,
+        Wait,
+    ],
 )
 def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
     """What a noun offers publicly is in the reference."""
@@ -121,6 +138,18 @@ def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
     }.get(noun, set())
     public = {name for name in vars(noun) if not name.startswith("_")} - internal
     assert public <= names(REFERENCE)
+
+
+def test_every_metric_is_documented() -> None:
+    """Its name, its type and its labels, in the order of the code."""
+    metrics: list[Any] = list(vars(Metrics()).values())
+    suffix = {"counter": "_total"}
+    made = [
+        [f"`{one._name}{suffix.get(one._type, '')}`", one._type, list(one._labelnames)]  # noqa: SLF001  (no public way)
+        for one in metrics
+    ]
+    told = [[name, kind, WORD.findall(labels)] for name, kind, labels, _ in rows("metric", PAGE)]
+    assert told == made
 
 
 def test_the_report_of_the_readme_is_one() -> None:

@@ -23,6 +23,7 @@ from leakguard import (
     LeakGuard,
     LeakGuardMiddleware,
     Log,
+    Prometheus,
     SettingsError,
     Warnings,
 )
@@ -35,8 +36,8 @@ from tests.support import Recorder, drain_watch, fetch
     "mode, kinds",
     [
         ("off", []),
-        ("production", [Log]),
-        ("development", [Log, Warnings, History]),
+        ("production", [Log, Prometheus]),
+        ("development", [Log, Warnings, Prometheus, History]),
         ("testing", [History]),
     ],
 )

@@ -19,7 +19,15 @@ from fastapi import FastAPI
 from sqlalchemy import Connection, TextClause, create_engine, text
 from sqlalchemy.orm import Session
 
-from leakguard import Finding, Hold, LeakGuard, LeakGuardMiddleware, Observer
+from leakguard import (
+    Finding,
+    Hold,
+    LeakGuard,
+    LeakGuardMiddleware,
+    Observer,
+    Prometheus,
+    metrics_app,
+)
 from tests.support import drain_watch
 
 
@@ -85,9 +93,10 @@ class Site:
         gc.disable()  # who is collected, and when, is up to `dropped` and `elsewhere`
         gc.freeze()  # a look at all that was imported takes longer than the rest of a request
         self.diary = Diary(folder / "diary")
-        self.guard = LeakGuard(mode="testing", observers=[self.diary]).install()
+        self.guard = LeakGuard(mode="testing", observers=[self.diary, Prometheus()]).install()
         self.engine = create_engine(
             f"sqlite:///{folder / 'preloaded.db'}",
+            pool_logging_name="main",
             max_overflow=-1,
             connect_args={"check_same_thread": False},
         )
@@ -169,6 +178,7 @@ def preload(folder: str) -> FastAPI:
     site = Site(Path(folder))
     app = FastAPI(lifespan=site.lifespan)
     app.add_middleware(LeakGuardMiddleware, guard=site.guard)
+    app.mount("/metrics", metrics_app())
     for endpoint in (site.pid, site.give_back, site.out):
         app.get(f"/{endpoint.__name__}")(endpoint)
     for planted in (site.healthy, site.kept, site.dropped, site.elsewhere):

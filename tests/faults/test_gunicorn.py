@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,12 +18,13 @@ from typing import Any, Literal, NamedTuple
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.faults.preloaded import Diary, Entry, Site
 from tests.support import PATIENCE, line_marked, patiently
 
 ROOT = Path(__file__).parents[2]
-WORKERS = 2
+WORKERS = 4
 CLIENTS = 3
 """How many each worker has, all at once."""
 WAYS = ("healthy", "kept", "healthy", "dropped", "elsewhere") * 3
@@ -110,6 +111,26 @@ class Gunicorn:
             assert answer(clients[0], "/out") == []  # and whatever else there is has been told
         assert Counter(self.diary.read()) == Counter(expected)
 
+    def metrics(self) -> dict[str, Counter[str]]:
+        """Scrape; give the values of each metric by its labels, but for those that are 0."""
+        text = httpx.get(f"{self.url}/metrics/", trust_env=False, timeout=PATIENCE).text
+        found: dict[str, Counter[str]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.value and "le" not in sample.labels:
+                    values = found.setdefault(sample.name, Counter())
+                    values[" ".join(sample.labels.values())] = int(sample.value)
+        return found
+
+    def counts(self, told: Sequence[Entry]) -> None:
+        """Assert that the metrics are exact."""
+        expected = counted(told, self.clients)
+        metrics = self.metrics()
+        assert {name: metrics.get(name, Counter()) for name in expected} == expected
+        # The one of the master's, which is out, and what the workers have kept.
+        kept = expected["leakguard_unresolved_leaks"].total()
+        assert metrics["db_client_connection_count"]["main used"] == 1 + kept
+
     def kill(self, worker: int) -> None:
         """Kill a worker, as the system does where memory is short."""
         os.kill(worker, signal.SIGKILL)
@@ -166,7 +187,8 @@ def gunicorn(tmp_path: Path) -> Generator[Gunicorn, None, None]:
         *("--worker-class", "uvicorn_worker.UvicornWorker", "--keep-alive", "600"),
         "--no-control-socket",  # it would be in the home folder
     ]
-    log = tmp_path / "log"
+    log, metrics = tmp_path / "log", tmp_path / "metrics"
+    metrics.mkdir()
     with socket.socket() as listener, log.open("wb") as output:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -181,6 +203,7 @@ def gunicorn(tmp_path: Path) -> Generator[Gunicorn, None, None]:
             stderr=output,
             cwd=ROOT,
             start_new_session=True,
+            env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
         )
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     running = Gunicorn(process, url, Diary(tmp_path / "diary"), log)
@@ -191,6 +214,23 @@ def gunicorn(tmp_path: Path) -> Generator[Gunicorn, None, None]:
     process.wait(PATIENCE)
 
 
+def counted(told: Sequence[Entry], living: Collection[int]) -> dict[str, Counter[str]]:
+    """Say what the metrics must be, of all processes and of those that live."""
+    found = [entry for entry in told if entry.what == "found"]
+    out = Counter(entry.what for entry in told if entry.kind == "leaked" and entry.pid in living)
+    kept = out["found"] - out["resolved"]
+    return {
+        "leakguard_findings_total": Counter(map(_labels, found)),
+        "leakguard_unresolved_leaks": Counter({"main": kept} if kept else {}),
+        "leakguard_open_scopes": Counter({"http": 1}),  # the scrape
+    }
+
+
+def _labels(entry: Entry) -> str:
+    method, _, route = (entry.scope or "none none").partition(" ")
+    return f"{entry.kind} {method} main {route}"
+
+
 def test_workers_of_a_preloaded_application(gunicorn: Gunicorn) -> None:
     """Every worker finds its own leaks once, its successor, too; the master's are the master's."""
     gunicorn.meet_workers()
@@ -198,17 +238,21 @@ def test_workers_of_a_preloaded_application(gunicorn: Gunicorn) -> None:
     gunicorn.give_back()
     told = [entry for one in planted for entry in one.found() + one.resolved()]
     gunicorn.tells(told)
+    gunicorn.counts(told)
 
     victim, clients = next(iter(gunicorn.clients.items()))
     told += gunicorn.plant_one(victim, clients[0], "kept").found()  # it is out for good
     gunicorn.await_told(told)
+    gunicorn.counts(told)
     gunicorn.kill(victim)
+    gunicorn.counts(told)
     gunicorn.meet_workers()
     assert victim not in gunicorn.clients
     planted = gunicorn.plant()
     gunicorn.give_back()
     told += [entry for one in planted for entry in one.found() + one.resolved()]
     gunicorn.tells(told)
+    gunicorn.counts(told)
 
     assert gunicorn.stop() == 0
     master, line = gunicorn.process.pid, LINES["migration"]

@@ -87,8 +87,8 @@ class InProcess:
         return await call(self._app, request.path)
 
 
-async def call(app: Any, path: str) -> int:
-    """Call an ASGI application with a GET request; give the status."""
+async def call(app: Any, path: str, method: str = "GET") -> int:
+    """Call an ASGI application; give the status."""
     statuses: list[int] = []
     ended = asyncio.Event()
     body = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -107,7 +107,7 @@ async def call(app: Any, path: str) -> int:
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
-        "method": "GET",
+        "method": method,
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),

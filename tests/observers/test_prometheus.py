@@ -1,0 +1,607 @@
+"""The metrics are exact: whatever happens to connections, the gauges equal the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import sqlite3
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import SAWarning
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import (
+    AssertionPool,
+    AsyncAdaptedQueuePool,
+    NullPool,
+    Pool,
+    PoolProxiedConnection,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from leakguard import LeakGuard, LeakGuardMiddleware, Prometheus, SettingsError, metrics_app
+from tests.load.client import call
+from tests.support import PATIENCE, drain_watch, drivers_ended, fetch
+
+QUERY = text("SELECT 1")
+Labels = dict[str, str]
+
+
+class Metrics:
+    """A registry of the test's own, and its values."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.observer = Prometheus(self.registry)
+
+    def value(self, name: str, **labels: str) -> float:
+        """Give the value of a series; 0 where there is none."""
+        drain_watch()
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def series(self) -> dict[tuple[str, str], float]:
+        """Give every value but those of buckets and times of creation."""
+        drain_watch()
+        return {
+            (sample.name, ",".join(sample.labels.values())): sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if not sample.name.endswith(("_bucket", "_created"))
+        }
+
+    def connections(self) -> tuple[float, float]:
+        """Give how many are idle and used."""
+        states = ("idle", "used")
+        name = "db_client_connection_count"
+        idle, used = (self.value(name, pool="main", state=state) for state in states)
+        return idle, used
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def counting(metrics: Metrics) -> Iterator[LeakGuard]:
+    """Give a guard that counts and tells nobody else."""
+    with LeakGuard(mode="production", observers=[metrics.observer]) as guard:
+        yield guard
+
+
+class Driver:
+    """SQLite connections that say which of them are open."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.open: weakref.WeakSet[object] = weakref.WeakSet()
+        """A pool that goes with its engine does not close what it has: that goes, too."""
+
+    def connect(self) -> sqlite3.Connection:
+        """Open one."""
+        driver = self
+
+        class Connection(sqlite3.Connection):
+            def close(self) -> None:
+                driver.open.discard(self)
+                super().close()
+
+        connection = sqlite3.connect(self._file, check_same_thread=False, factory=Connection)
+        self.open.add(connection)
+        return connection
+
+    def engine(self, pool: type[Pool], **options: Any) -> Engine:
+        """Make an engine that uses them."""
+        return create_engine(
+            "sqlite://",
+            creator=self.connect,
+            poolclass=pool,
+            pool_logging_name="main",
+            **options,
+        )
+
+
+@pytest.fixture
+def few_objects() -> Iterator[None]:
+    """Have a collection look at what the test made only, which is much faster."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Driver:
+    return Driver(tmp_path / "counted.db")
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+class Play:
+    """A random sequence of what programs do to connections, and the truth about them."""
+
+    def __init__(self, driver: Driver, engine: Engine, dice: random.Random) -> None:
+        self._driver = driver
+        self._engine = engine
+        self._dice = dice
+        self._out: list[PoolProxiedConnection] = []
+        self._detached: list[PoolProxiedConnection] = []
+        self.moves: tuple[Callable[[], None], ...] = (
+            self.take,
+            self.take,
+            self.close,
+            self.invalidate,
+            self.invalidate_softly,
+            self.detach,
+            self.drop,
+            self.close_detached,
+            self.dispose,
+        )
+
+    def take(self) -> None:
+        """Take one, if the pool allows it."""
+        if not (self._out and isinstance(self._engine.pool, AssertionPool)):
+            self._out.append(self._engine.raw_connection())
+
+    def close(self) -> None:
+        """Give one back."""
+        if self._out:
+            self._one(self._out).close()
+
+    def invalidate(self) -> None:
+        """Give one up for good; where all are one, all of them."""
+        if self._out:
+            self._one(self._out).invalidate()
+            self._out = [one for one in self._out if one.is_valid]
+
+    def invalidate_softly(self) -> None:
+        """Have one replaced when it is taken next."""
+        if self._out:
+            one = self._one(self._out)
+            one.invalidate(soft=True)
+            one.close()
+
+    def detach(self) -> None:
+        """Take one out of the pool for good."""
+        if self._out and not isinstance(self._engine.pool, StaticPool):
+            one = self._one(self._out)
+            one.detach()
+            self._out = [other for other in self._out if other is not one]
+            self._detached.append(one)
+
+    def close_detached(self) -> None:
+        """Close one that the pool does not know any more."""
+        if self._detached:
+            self._one(self._detached).close()
+
+    def drop(self) -> None:
+        """Leave one to the garbage collector."""
+        if self._out:
+            self._one(self._out)
+            gc.collect()
+
+    def dispose(self) -> None:
+        """Have the engine make a new pool; those out go on in the old one."""
+        if not isinstance(self._engine.pool, AssertionPool):
+            self._engine.dispose()
+            gc.collect()
+
+    def truth(self) -> tuple[int, int]:
+        """Count the connections in pools and out of them."""
+        gc.collect()
+        pooled = set(self._driver.open) - {one.dbapi_connection for one in self._detached}
+        used = pooled & {one.dbapi_connection for one in self._out}
+        return len(pooled) - len(used), len(used)
+
+    def end(self) -> None:
+        """Close everything."""
+        for one in self._out + self._detached:
+            one.close()
+        self._out.clear()
+        self._detached.clear()
+        self._engine.dispose()
+
+    def _one(self, connections: list[PoolProxiedConnection]) -> PoolProxiedConnection:
+        return connections.pop(self._dice.randrange(len(connections)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "pool", [QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool]
+)
+@pytest.mark.usefixtures("counting", "few_objects")
+def test_the_gauges_equal_the_truth(
+    pool: type[Pool], seed: int, driver: Driver, metrics: Metrics
+) -> None:
+    """After every step of a random sequence, for every class of pool."""
+    dice = random.Random(seed)  # noqa: S311  (a test's dice)
+    play = Play(driver, driver.engine(pool), dice)
+    for _ in range(60):
+        move = dice.choice(play.moves)
+        move()
+        truth = play.truth()
+        assert metrics.connections() == truth, move.__name__
+    play.end()
+    truth = play.truth()
+    assert metrics.connections() == truth
+
+
+@pytest.mark.usefixtures("counting")
+def test_many_threads_are_counted_exactly(driver: Driver, metrics: Metrics) -> None:
+    """Nothing is lost and nothing doubled where threads take, lose and give back at once."""
+    engine = driver.engine(QueuePool, pool_size=3, max_overflow=-1)
+    together = threading.Barrier(8)
+    kept: list[PoolProxiedConnection] = []
+
+    def work(number: int) -> None:
+        together.wait(PATIENCE)
+        for turn in range(50):
+            connection = engine.raw_connection()
+            if turn % 10 == number:
+                connection.invalidate()
+            elif turn % 10 != 9:
+                connection.close()
+        kept.append(engine.raw_connection())
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    checked_in = len([one for one in driver.open if one is not None]) - 8
+    assert metrics.connections() == (checked_in, 8)
+    assert metrics.value("leakguard_connection_hold_seconds_count", route="none", pool="main") == (
+        8 * 50
+    )
+    for connection in kept:
+        connection.close()
+    engine.dispose()
+    assert metrics.connections() == (0, 0)
+
+
+def test_what_there_was_before_is_counted(driver: Driver, metrics: Metrics) -> None:
+    """A pool that is in use when the guard comes is counted from its first event on."""
+    engine = driver.engine(QueuePool)
+    connections = [engine.raw_connection() for _ in range(3)]
+    for connection in connections[:2]:
+        connection.close()
+    with LeakGuard(mode="production", observers=[metrics.observer]):
+        engine.raw_connection().close()
+        assert metrics.connections() == (2, 0)
+        connections[2].close()
+        assert metrics.connections() == (3, 0)
+        assert metrics.value("db_client_connection_max", pool="main") == 15
+    assert metrics.connections() == (0, 0)
+    assert metrics.value("db_client_connection_max", pool="main") == 0
+
+
+def test_pools_of_one_name_are_counted_together(driver: Driver, metrics: Metrics) -> None:
+    """Replicas, or an engine for each tenant; one that goes takes its own along."""
+    engines = [driver.engine(QueuePool, pool_size=2, max_overflow=1) for _ in range(3)]
+    with LeakGuard(mode="production", observers=[metrics.observer]):
+        out = [engine.raw_connection() for engine in engines]
+        assert metrics.connections() == (0, 3)
+        assert metrics.value("db_client_connection_max", pool="main") == 9
+        while out:
+            out.pop().close()
+        del engines[0]
+        gc.collect()
+        assert metrics.connections() == (2, 0)
+        assert metrics.value("db_client_connection_max", pool="main") == 6
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_two_guards_count_every_connection_once(
+    driver: Driver, metrics: Metrics, first_out: int
+) -> None:
+    """They share the metrics of a registry, and what one leaves the other goes on to count."""
+    engine = driver.engine(QueuePool)
+    guards = [
+        LeakGuard(mode="production", observers=[Prometheus(metrics.registry)]).install()
+        for _ in range(2)
+    ]
+    connection = engine.raw_connection()
+    assert metrics.connections() == (0, 1)
+    guards[first_out].uninstall()
+    assert metrics.connections() == (0, 1)
+    connection.close()
+    assert metrics.connections() == (1, 0)
+    guards[1 - first_out].uninstall()
+    assert metrics.connections() == (0, 0)
+
+
+def test_engines_that_nobody_watches_are_not_counted(driver: Driver, metrics: Metrics) -> None:
+    """Until a guard comes that does."""
+    watched, other = driver.engine(QueuePool), driver.engine(QueuePool)
+    observers = [metrics.observer]
+    with LeakGuard(mode="production", engines=[watched], observers=observers):
+        other.raw_connection().close()
+        assert metrics.connections() == (0, 0)
+        watched.raw_connection().close()
+        assert metrics.connections() == (1, 0)
+        with LeakGuard(mode="production", observers=observers):
+            assert metrics.connections() == (2, 0)
+    assert metrics.connections() == (0, 0)
+
+
+def test_a_connection_that_a_finalizer_gives_back(driver: Driver, metrics: Metrics) -> None:
+    """The collector may interrupt whoever holds a metric's lock: nobody waits for it there."""
+
+    class Repository:
+        def __init__(self) -> None:
+            self.connection = engine.raw_connection()
+            self.itself = self
+
+        def __del__(self) -> None:
+            self.connection.close()
+
+    engine = driver.engine(QueuePool)
+    with LeakGuard(mode="production", observers=[metrics.observer]):
+        Repository()
+        assert metrics.connections() == (0, 1)
+        registry: Any = metrics.registry
+        connections = registry._names_to_collectors["db_client_connection_count"]  # noqa: SLF001  (no public way to its lock)
+        with connections.labels("main", "used")._value._lock:  # noqa: SLF001  (as if the collector had come in the middle)
+            gc.collect()
+        assert metrics.connections() == (1, 0)
+
+
+# --- waits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("counting")
+def test_waits_and_time_outs_are_counted(driver: Driver, metrics: Metrics) -> None:
+    """How long every checkout took, and which of them got none."""
+    engine = driver.engine(QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.02)
+    connection = engine.raw_connection()
+    with pytest.raises(PoolTimeoutError) as raised:
+        engine.raw_connection()
+    assert raised.value.code == "3o7r"
+    connection.close()
+    assert metrics.value("db_client_connection_timeouts_total", pool="main") == 1
+    assert metrics.value("db_client_connection_wait_time_seconds_count", pool="main") == 2
+    assert metrics.value("db_client_connection_wait_time_seconds_sum", pool="main") >= 0.02
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_wait_that_ends_well_is_measured(driver: Driver, metrics: Metrics) -> None:
+    """Whoever waits is given the connection that somebody else gives back."""
+    engine = driver.engine(QueuePool, pool_size=1, max_overflow=0, pool_timeout=PATIENCE)
+    connection = engine.raw_connection()
+    taken: list[PoolProxiedConnection] = []
+    thread = threading.Thread(target=lambda: taken.append(engine.raw_connection()))
+    thread.start()
+    thread.join(0.05)
+    connection.close()
+    thread.join(PATIENCE)
+    taken[0].close()
+    assert metrics.value("db_client_connection_timeouts_total", pool="main") == 0
+    assert metrics.value("db_client_connection_wait_time_seconds_count", pool="main") == 2
+    assert metrics.value("db_client_connection_wait_time_seconds_sum", pool="main") >= 0.05
+
+
+def test_asynchronous_pools_wait_too(tmp_path: Path, metrics: Metrics) -> None:
+    """The loop goes on meanwhile; what the collector throws away is out no more."""
+
+    async def main() -> None:
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path / 'async.db'}",
+            pool_logging_name="main",
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=0.02,
+        )
+        connection = await engine.connect()
+        with pytest.raises(PoolTimeoutError):
+            await engine.connect()
+        assert metrics.connections() == (0, 1)
+        await connection.close()
+        assert metrics.connections() == (1, 0)
+        connection = await engine.connect()
+        kept = await connection.get_raw_connection()
+        driver_connection: Any = kept.driver_connection
+        del connection, kept
+        gc.collect()
+        assert metrics.connections() == (0, 0)
+        await driver_connection.close()
+        await engine.dispose()
+
+    threads = set(threading.enumerate())
+    with (
+        LeakGuard(mode="production", observers=[metrics.observer]),
+        warnings.catch_warnings(action="ignore", category=SAWarning),
+    ):
+        asyncio.run(main())
+        asyncio.run(drivers_ended(threads))
+    assert metrics.value("db_client_connection_timeouts_total", pool="main") == 1
+
+
+# --- scopes and findings --------------------------------------------------------------------------
+
+
+def test_findings_are_counted_and_leaks_until_they_come_back(
+    counting: LeakGuard, driver: Driver, metrics: Metrics
+) -> None:
+    """By kind and pool; a leak that comes back is unresolved no more."""
+    engine = driver.engine(QueuePool)
+    with counting.scope("nightly import"):
+        assert metrics.value("leakguard_open_scopes", type="job") == 1
+        first, second = engine.raw_connection(), engine.raw_connection()
+    assert metrics.value("leakguard_open_scopes", type="job") == 0
+    labels = {"method": "none", "route": "none", "pool": "main"}
+    assert metrics.value("leakguard_findings_total", kind="leaked", **labels) == 2
+    assert metrics.value("leakguard_unresolved_leaks", pool="main") == 2
+    first.close()
+    assert metrics.value("leakguard_unresolved_leaks", pool="main") == 1
+    counting.uninstall()
+    assert metrics.value("leakguard_unresolved_leaks", pool="main") == 0
+    second.close()
+    assert metrics.value("leakguard_findings_total", kind="leaked", **labels) == 2
+
+
+def test_clients_add_no_series(metrics: Metrics, driver: Driver) -> None:
+    """Whatever paths, methods, headers and parameters of mounts they send."""
+    dice = random.Random(1)  # noqa: S311  (a test's dice)
+    engine = driver.engine(QueuePool)
+
+    kept: list[Session] = []
+
+    async def item(request: Request) -> Response:
+        while kept:
+            kept.pop().close()
+        kept.append(Session(engine))
+        kept[0].execute(QUERY)
+        return PlainTextResponse("")
+
+    async def main() -> None:
+        inner = Starlette(routes=[Route("/items/{item}", item)])
+        app = Starlette(routes=[Mount("/of/{tenant}", inner), Route("/items/{item}", item)])
+        guarded = LeakGuardMiddleware(app, mode="production", observers=[metrics.observer])
+        known: set[tuple[str, str]] = set()
+        for number in range(2000):
+            word = f"{dice.getrandbits(64):x}"
+            path = dice.choice((f"/{word}", f"/items/{word}", f"/of/{word}/items/{word}"))
+            await call(guarded, path, method=dice.choice(("GET", word.upper())))
+            if number == 200:
+                known = set(metrics.series())
+        assert set(metrics.series()) == known
+
+    asyncio.run(main())
+
+
+# --- the registry ---------------------------------------------------------------------------------
+
+
+def test_the_metrics_of_a_registry_are_made_once() -> None:
+    """Starlette may build its middleware more than once."""
+    registry = CollectorRegistry()
+    Prometheus(registry)
+    Prometheus(registry)
+
+
+@pytest.mark.parametrize("bad", ["default", None, Counter])
+def test_anything_else_is_no_registry(bad: Any) -> None:
+    """The error says what is."""
+    with pytest.raises(SettingsError, match=r"registry=.* must be a prometheus_client\.Coll"):
+        Prometheus(bad)
+
+
+def test_a_registry_that_has_such_names_already_is_refused() -> None:
+    """And gets none of the metrics, however often one tries."""
+    registry = CollectorRegistry()
+    Counter("db_client_connection_timeouts", "Somebody else's.", registry=registry)
+    for _ in range(2):
+        with pytest.raises(SettingsError, match="db_client_connection_timeouts_total"):
+            Prometheus(registry)
+    assert [metric.name for metric in registry.collect()] == ["db_client_connection_timeouts"]
+
+
+# --- showing them ---------------------------------------------------------------------------------
+
+
+def test_the_metrics_are_shown(metrics: Metrics, driver: Driver) -> None:
+    """Mounted in the application that they are about."""
+    engine = driver.engine(QueuePool)
+
+    def item(_: Request) -> Response:
+        with Session(engine) as session:
+            session.execute(QUERY)
+        return PlainTextResponse("")
+
+    routes = [Route("/items/{item}", item), Mount("/metrics", metrics_app(metrics.registry))]
+    app = Starlette(routes=routes)
+    app.add_middleware(LeakGuardMiddleware, mode="production", observers=[metrics.observer])
+    fetch(app, "/items/7")
+    shown = fetch(app, "/metrics/").text
+    assert 'leakguard_connection_hold_seconds_count{pool="main",route="/items/{item}"} 1.0' in shown
+    assert 'leakguard_open_scopes{type="http"} 1.0' in shown
+
+
+def test_another_registry_is_no_metrics_app() -> None:
+    """As with the observer."""
+    bad: Any = Counter
+    with pytest.raises(SettingsError, match="registry="):
+        metrics_app(bad)
+
+
+class Processes:
+    """The folder of the client's multiprocess mode."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def count(self, process: int, value: float) -> None:
+        """Write what a process counts as open scopes."""
+        name = "leakguard_open_scopes"
+        file_of: Any = MmapedDict  # it has no types
+        file = file_of(str(self._folder / f"gauge_livesum_{process}.db"))
+        file.write_value(mmap_key(name, name, ["type"], ["job"], "Open."), value, 0.0)
+        file.close()
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Processes:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    return Processes(tmp_path)
+
+
+def test_processes_are_summed_while_they_live(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one of another user's, of which one may not ask; a killed one leaves nothing."""
+    theirs, ended = 10**8, 10**8 + 1  # larger than the system's largest
+
+    def kill(process: int, _: int) -> None:
+        if process == theirs:
+            raise PermissionError
+        if process == ended:
+            raise ProcessLookupError
+
+    monkeypatch.setattr("os.kill", kill)
+    for process, value in ((os.getpid(), 1.0), (theirs, 2.0), (ended, 4.0)):
+        processes.count(process, value)
+    app = metrics_app()
+    assert 'leakguard_open_scopes{type="job"} 3.0' in fetch(app, "/").text
+    assert 'leakguard_open_scopes{type="job"} 3.0' in fetch(app, "/").text
+
+
+def test_two_processes_may_take_away_what_an_ended_one_left(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same time: who comes second finds nothing."""
+    processes.count(10**8, 4.0)
+
+    def gone(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("os.remove", gone)
+    assert fetch(metrics_app(), "/").status_code == 200
+
+
+def test_the_folder_of_the_processes_must_exist(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing would be counted anywhere."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
+    with pytest.raises(SettingsError, match=r"PROMETHEUS_MULTIPROC_DIR='/nowhere'.* directory"):
+        metrics_app()
