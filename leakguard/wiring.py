@@ -13,7 +13,8 @@ from leakguard.observers.history import History
 from leakguard.observers.log import Log
 from leakguard.observers.prometheus import Prometheus
 from leakguard.observers.warnings import Warnings
-from leakguard.sources.asgi import AsgiApp, ScopeMiddleware
+from leakguard.sources.asgi import ScopeMiddleware
+from leakguard.sources.request import AsgiApp
 from leakguard.sources.routes import layers
 from leakguard.sources.sqlalchemy import SQLALCHEMY, check_engines
 

@@ -427,7 +427,7 @@ def test_a_fault_of_ours_in_the_search_for_the_route_is_not_felt(
     def search(*_: object) -> None:
         raise KeyError
 
-    monkeypatch.setattr("leakguard.sources.asgi.routed_scope", search)
+    monkeypatch.setattr("leakguard.sources.request.routed_scope", search)
     client = Client(middleware(answer, guard))
     client.run()
     assert client.sent[0]["status"] == 200

@@ -1,0 +1,176 @@
+"""Requests: what is known of one, and what is noticed of it on its way to the server and back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from leakguard.core.allow import allowed_block
+from leakguard.core.clock import monotonic
+from leakguard.core.faults import FAULTS
+from leakguard.core.scope import Scope, current_scope
+from leakguard.sources.routes import (
+    UNMATCHED,
+    AsgiScope,
+    RouteLookup,
+    is_routed,
+    known_template,
+    routed_scope,
+)
+
+if TYPE_CHECKING:
+    from leakguard.core.guard import Guard
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
+
+
+def is_request(asgi: AsgiScope) -> bool:
+    """Return whether an ASGI scope is that of a request or a WebSocket connection."""
+    return asgi["type"] in _PREFIXES
+
+
+class RequestScope(Scope):
+    """The scope of an HTTP request or a WebSocket connection."""
+
+    __slots__ = ("_asgi", "_lookup", "_method", "_route", "block_before", "headers_id")
+
+    def __init__(self, guard: Guard, asgi: AsgiScope) -> None:
+        self._asgi: AsgiScope | None = asgi
+        self._lookup: RouteLookup | None = None
+        self._route = UNMATCHED
+        method = asgi.get("method")
+        self._method: str | None = method if method is None or method in _METHODS else _OTHER_METHOD
+        kind = asgi["type"]
+        super().__init__(guard, self._method or _PREFIXES[kind], kind, guard.new_event_log())
+        self.headers_id = id(asgi.get("headers"))
+        """Known of the request it is for: copies of an ASGI scope share their headers."""
+        self.block_before = allowed_block.get()
+        """The block of `allow` in which it began."""
+        if self.block_before is not None:
+            self._disown_block()
+        self.event_log.add("request received")
+
+    def _disown_block(self) -> None:
+        """Take no part in a block of `allow` in another request.
+
+        A server starts the next of pipelined requests from within the one before, in a copy of its
+        context. A mounted application with a middleware of its own is no other request.
+        """
+        other = current_scope.get()  # which may have ended, unlike the parent
+        while other is not None and not isinstance(other, RequestScope):
+            other = other.parent
+        if other is None or other.headers_id == self.headers_id:
+            return
+        if other.block_before is not self.block_before:
+            self.foreign_block = self.block_before
+
+    @property
+    def name(self) -> str:
+        """The method, or `WEBSOCKET`, and the route."""
+        return f"{self._name} {self.route}"
+
+    @property
+    def route(self) -> str:
+        """The full template of the route that answers, `unmatched` where none does."""
+        asgi, lookup = self._asgi, self._lookup
+        if asgi is not None:
+            return known_template(asgi) or RouteLookup(asgi).template()
+        if lookup is not None:
+            self._route = lookup.template()
+            self._lookup = None  # last: another thread finds one or the other
+        return self._route
+
+    @property
+    def method(self) -> str | None:
+        """The HTTP method; `None` for a WebSocket connection."""
+        return self._method
+
+    def note_exception(self, error: BaseException) -> None:
+        """Note the exception that leaves the application, and what the client gets for it."""
+        super().note_exception(error)
+        self._see_copy(None, error)
+        self._see_error_handler()
+        if self.type == "http" and self.status is None and not self.cancelled:
+            self.status = _SERVER_ERROR
+
+    def _see_error_handler(self) -> None:
+        """See whether the application handles every exception: outside of all its middleware."""
+        try:
+            handlers = getattr((self._asgi or {}).get("app"), "exception_handlers", ())
+            self.handled_outside = _SERVER_ERROR in handlers or Exception in handlers
+        except Exception as fault:  # noqa: BLE001  (applications of whatever framework)
+            FAULTS.report("leakguard's look at the error handlers", fault, "None is expected.")
+
+    def let_go(self, asgi: AsgiScope) -> None:
+        """Keep what the name depends on, and not the request: contexts may outlive it."""
+        try:
+            self._keep_route(self._asgi or asgi)
+        except Exception as error:  # noqa: BLE001  (routes are objects of the user's)
+            FAULTS.report(_LOOK, error, "Its name is not known.")
+        self._asgi = None  # last: a thread in `route` finds it, or what was kept of it
+
+    def _see_copy(self, frame: FrameType | None, error: BaseException | None) -> None:
+        """Go by the scope that the router got where a middleware handed a copy on."""
+        try:
+            if self._asgi is not None and not is_routed(self._asgi):
+                self._asgi = routed_scope(frame, error) or self._asgi
+        except Exception as fault:  # noqa: BLE001  (frames and scopes of whatever framework)
+            FAULTS.report(_LOOK, fault, "Its name may not be known.")
+
+    def _keep_route(self, asgi: AsgiScope) -> None:
+        code = getattr(asgi.get("endpoint"), "__code__", None)
+        self.endpoint = code if isinstance(code, CodeType) else None
+        known = known_template(asgi)
+        if known is None:
+            self._lookup = RouteLookup(asgi)
+        else:
+            self._route = known
+
+    def noting_receive(self, receive: Receive) -> Receive:
+        """Notice a client that goes away before the response is complete."""
+
+        async def noting() -> Message:
+            message = await receive()
+            if message.get("type") == "http.disconnect" and self.responded_at is None:
+                self.cancelled = True
+                self.event_log.add("client disconnected")
+            return message
+
+        return noting
+
+    def noting_send(self, send: Send) -> Send:
+        """Notice the status and the last byte of the response."""
+
+        async def noting(message: Message) -> None:
+            kind = message.get("type")
+            if kind in _LAST_MESSAGES:
+                if not message.get("more_body", False):
+                    self.responded_at = monotonic()
+                    self.event_log.add("last byte handed to the server")
+            elif kind in _START_MESSAGES:
+                self.status = message.get("status")
+                self.event_log.add("response started")
+                self._see_copy(sys._getframe(1), sys.exception())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            elif kind == "websocket.accept":
+                self._see_copy(sys._getframe(1), None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            await send(message)
+
+        return noting
+
+
+_LOOK: Final = "leakguard's look at the route"
+_PREFIXES: Final = {"http": "HTTP", "websocket": "WEBSOCKET"}
+_METHODS: Final = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+)
+_OTHER_METHOD: Final = "_OTHER"
+"""What a client made up, as OpenTelemetry calls it: names must not depend on what clients send."""
+_SERVER_ERROR: Final = 500
+"""What the server, or the error handler outside, answers when no response was begun."""
+_LAST_MESSAGES: Final = frozenset({"http.response.body", "http.response.pathsend"})
+_START_MESSAGES: Final = frozenset({"http.response.start", "websocket.http.response.start"})
