@@ -57,6 +57,12 @@ class Case:
     """The function that the route names."""
     outlived_by: str | None = None
     """The task or thread that had it, where that went on after the scope."""
+    scope_type: str | None = None
+    """What the scope is: `"http"`, `"websocket"`, or another type."""
+    responding: bool = False
+    """Whether the response has begun and is not complete."""
+    now: CodeType | None = None
+    """The function in which those are who have it, where it is still out."""
 
 
 Rule = Callable[[Case], Hint | None]
@@ -219,6 +225,27 @@ def _block(case: Case) -> str:
     return f"{asynchronous}with {what}"
 
 
+def _idle_websocket(case: Case) -> Hint | None:
+    if case.scope_type != "websocket":
+        return None
+    return Hint(
+        "a WebSocket connection keeps it between its messages",
+        f"take one for each message and give it back before the next: {_block(case)}",
+    )
+
+
+def _idle_stream(case: Case) -> Hint | None:
+    if not case.responding:
+        return None
+    return Hint(
+        "the response is being sent while nothing is read from the database: a stream, or a client "
+        "that reads slowly",
+        "read the data before the response begins, or take a connection inside of the stream and "
+        'give it back between its parts; in FastAPI, Depends(..., scope="function") ends before '
+        "the response is sent",
+    )
+
+
 _FIRST_ERROR_STATUS: Final = 400
 
 _LOSSES: Final[tuple[Rule, ...]] = (
@@ -234,6 +261,7 @@ _LOSSES: Final[tuple[Rule, ...]] = (
 )
 _RULES: Final[dict[FindingKind, tuple[Rule, ...]]] = {
     **dict.fromkeys(FindingKind, ()),
+    FindingKind.HELD: (_idle_websocket, _idle_stream),
     FindingKind.LEAKED: _LOSSES,
     FindingKind.RECLAIMED: _LOSSES,
 }
@@ -241,6 +269,16 @@ _RULES: Final[dict[FindingKind, tuple[Rule, ...]]] = {
 
 def _generic_loss(case: Case) -> Hint:
     return Hint(None, _close_always(case))
+
+
+def _generic_held(case: Case) -> Hint:
+    who = "its owner" if case.now is None else _name(case.now)
+    commit = "await db.commit()" if _is_asynchronous(case) else "db.commit()"
+    give_back = f"{commit} or close() gives it back" if case.by_session else "close() gives it back"
+    return Hint(
+        f"it is kept while {who} does something else that takes long, or waits for it",
+        f"give it back before the slow part, and take it again afterwards: {give_back}",
+    )
 
 
 def _generic_outlives(case: Case) -> Hint:
@@ -283,6 +321,7 @@ def _generic_unclosed(case: Case) -> Hint:
 _GENERIC_FIXES: Final[dict[FindingKind, Callable[[Case], Hint]]] = {
     FindingKind.LEAKED: _generic_loss,
     FindingKind.RECLAIMED: _generic_loss,
+    FindingKind.HELD: _generic_held,
     FindingKind.OUTLIVES_SCOPE: _generic_outlives,
     FindingKind.RETURNED_LATE: _generic_late,
     FindingKind.NESTED_CHECKOUT: _generic_nested,

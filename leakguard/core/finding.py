@@ -35,6 +35,8 @@ class FindingKind(StrEnum):
     """A connection is still out although its scope has ended and nothing could return it."""
     RECLAIMED = "reclaimed"
     """Nobody closed a connection: the garbage collector gave it back or threw it away."""
+    HELD = "held"
+    """Out and idle for longer than `held_after` seconds, its scope still open or outside of any."""
     OUTLIVES_SCOPE = "outlives_scope"
     """Still out when its scope ended, in the hands of a task or thread that is still running."""
     RETURNED_LATE = "returned_late"
@@ -55,6 +57,7 @@ class FindingKind(StrEnum):
 _SEVERITIES: Final[Mapping[FindingKind, Severity]] = {
     FindingKind.LEAKED: Severity.ERROR,
     FindingKind.RECLAIMED: Severity.ERROR,
+    FindingKind.HELD: Severity.WARNING,
 }
 
 
@@ -88,7 +91,7 @@ class Evidence:
     """Seconds from checkout or construction."""
     idle_for: float | None
     """Seconds since a statement last began, or since the checkout where none did; `None` where
-    the settings do not keep statements."""
+    the settings want neither statements nor `held`."""
     in_transaction: bool | None = None
     backend_pid: int | None = None
     outlived_by: str | None = None
@@ -97,6 +100,8 @@ class Evidence:
     """Seconds after the last byte of the response at which it came back."""
     waited: float | None = None
     """Seconds for which somebody might have given it back before it was called leaked."""
+    now_at: CallSite | None = None
+    """Where those who have it were at that moment, for a connection that is held."""
 
 
 @dataclass(eq=False, slots=True)

@@ -10,6 +10,7 @@ from leakguard.core.clock import monotonic
 from leakguard.core.collector import COLLECTOR
 from leakguard.core.faults import FAULTS, LOGGER
 from leakguard.core.finding import FindingKind
+from leakguard.core.held_judge import HeldJudge
 from leakguard.core.hold import ConnectionHold, Hold, take_out
 from leakguard.core.judge import Judge
 from leakguard.core.lock import LOCK
@@ -69,6 +70,10 @@ class Guard:
         self._register = Register(settings.ignore, FAULTS)
         self._judge = Judge(settings.late_after, self._found, self.released)
         self._open: dict[Hold, None] = {}
+        held_after = settings.held_after
+        self._held = (
+            None if held_after is None else HeldJudge(held_after, self._open.copy, self._found)
+        )
         self._unresolved: dict[Hold, list[Finding]] = {}
 
     def install(self) -> Self:
@@ -127,6 +132,8 @@ class Guard:
     def forget(self) -> None:
         """Forget every open hold, and every finding that is not resolved."""
         self._judge.forget()
+        if self._held is not None:
+            self._held.forget()
         self._forget_open()
         self._unresolved.clear()
 
@@ -208,6 +215,9 @@ class Guard:
             self._enter_scope(hold, scope)
         if not WATCH.started:
             WATCH.start()
+        held = self._held
+        if held is not None and not held.planned and isinstance(hold, ConnectionHold):
+            held.plan()
         observers = self.observers
         if observers.acquired:
             observers.tell(observers.acquired, hold)
@@ -362,7 +372,7 @@ class Guard:
 _NOTABLE_LIMIT: Final = 100
 """How many connections that are out no more a scope remembers for its end."""
 
-_RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE})
+_RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.HELD, FindingKind.OUTLIVES_SCOPE})
 
 _ACQUIRED: Final = {"session": "session constructed", "connection": "connection checked out"}
 _RELEASED: Final = {"session": "session closed", "connection": "connection given back"}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leakguard.core.guard import Guard
     from leakguard.core.holder import Holder
     from leakguard.core.scope import Scope
+    from leakguard.core.stacks import Stack
 
 
 class Hold(ABC):
@@ -86,9 +87,10 @@ class Hold(ABC):
 
     @property
     def idle_for(self) -> float:
-        """Seconds since a statement last began on it, until its release or now.
+        """Seconds since a statement last began on it, or was seen to run, until its release or now.
 
-        Since its acquisition where none did, or where the settings do not keep statements.
+        Since its acquisition where none did, or where the settings want neither statements nor
+        `held`.
         """
         return self.held_for
 
@@ -192,8 +194,12 @@ class ConnectionHold(Hold):
     __slots__ = (
         "already_held_at",
         "by_older_session",
+        "held_reported",
+        "idle_since",
         "late_by",
+        "lifelong",
         "nested",
+        "now_at",
         "session",
         "statement_text",
         "sync_in_async",
@@ -225,7 +231,15 @@ class ConnectionHold(Hold):
         """Seconds from the last byte of the response to its return."""
         self.statement_text: str | None = None
         self.used_monotonic = self.acquired_monotonic
-        """When a statement last began on it."""
+        """When a statement last began on it, or it was seen to be in use."""
+        self.idle_since: float | None = None
+        """When it was first seen idle since it was last used; seconds of `time.monotonic()`."""
+        self.held_reported = False
+        """Whether it was reported as held."""
+        self.lifelong = False
+        """Whether the application took it as it started, to be kept for as long as it lives."""
+        self.now_at: CallSite | None = None
+        """Where those who have it were when it was reported as held."""
 
     @property
     def created_at(self) -> CallSite | None:
@@ -250,7 +264,21 @@ class ConnectionHold(Hold):
 
     @property
     def idle_for(self) -> float:
-        return self._end - self.used_monotonic
+        return self._end - max(self.used_monotonic, self.idle_since or 0.0)
+
+    @property
+    def executing(self) -> bool:
+        """Whether a statement runs on it, or it is known to be busy by other means."""
+        return False
+
+    @property
+    def tells_idleness(self) -> bool:
+        """Whether everything that its user may do with it can be noticed."""
+        return True
+
+    def occupied_by(self, stack: Stack) -> bool:  # noqa: ARG002  (most libraries tell more)
+        """Return whether work that is there is busy with the database."""
+        return False
 
     @property
     def statement(self) -> str | None:

@@ -13,7 +13,8 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from leakguard.core.endings import Callback, on_done, on_gone
-from leakguard.core.strand import Strand, current_strand, is_running
+from leakguard.core.stacks import Stack, task_stack, thread_stack
+from leakguard.core.strand import Strand, current_strand, is_running, strand_stack
 from leakguard.core.tasks import AnyTask, current_task
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class Holder(Protocol):
 
     def running(self) -> bool:
         """Return whether the work that acquired the hold still runs."""
+        ...
+
+    def stack(self) -> Stack:
+        """Return where the work is now; empty where it has ended, or nobody knows."""
         ...
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
@@ -68,6 +73,11 @@ class TaskHolder:
         task = self._task()
         return task is not None and not task.done()
 
+    def stack(self) -> Stack:
+        """Return where the task waits or runs."""
+        task = self._task()
+        return [] if task is None else task_stack(task)
+
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it when the task is done; never, where another thread runs its loop."""
         task = self._task()
@@ -92,6 +102,11 @@ class StrandHolder:
         """Return whether it has not ended."""
         work = self._work()
         return work is not None and is_running(work)
+
+    def stack(self) -> Stack:
+        """Return where it waits or runs; empty for a greenlet that runs."""
+        work = self._work()
+        return [] if work is None else strand_stack(work)
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it in the watch thread when the coroutine or the greenlet goes."""
@@ -156,15 +171,19 @@ class ThreadHolder:
         stack = sys._current_frames().get(self._thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         return is_on_stack(stack, self._frame, self._code)
 
+    def stack(self) -> Stack:
+        """Return where the thread is, while it runs that function."""
+        return thread_stack(self._thread) if self.running() else []
+
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it in the watch thread when the copy of the context goes."""
         on_gone(self._work(), hold, callback)
 
 
-def current_holder(scope: Scope) -> Holder | None:
+def current_holder(scope: Scope | None) -> Holder | None:
     """Name the task, strand or thread that runs now; `None` for the one that has `scope` open."""
     # The owner is known by its `id()`, which means nothing once the scope has ended.
-    owner = scope.owner if scope.closed_at is None else None
+    owner = scope.owner if scope is not None and scope.closed_at is None else None
     task = current_task()
     if task is not None:
         return None if id(task) == owner else TaskHolder(task)

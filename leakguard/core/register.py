@@ -81,7 +81,7 @@ class Register:
 def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -> Finding:
     """Write down what is known of a hold now, before it changes."""
     hold.find_owner()
-    late_by = hold.late_by if isinstance(hold, ConnectionHold) else None
+    connection = hold if isinstance(hold, ConnectionHold) else None
     return Finding(
         kind=kind,
         hold=hold,
@@ -91,16 +91,19 @@ def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -
         fingerprint=fingerprint(kind, hold.created_at, hold.acquired_at),
         evidence=Evidence(
             held_for=hold.held_for,
-            idle_for=hold.idle_for if hold.guard.settings.statements else None,
+            idle_for=hold.idle_for if hold.guard.settings.follow_statements else None,
             in_transaction=hold.in_transaction,
             backend_pid=hold.backend_pid,
             outlived_by=hold.outlived_by,
             waited=hold.waited,
-            late_by=late_by,
+            late_by=None if connection is None else connection.late_by,
+            now_at=connection.now_at
+            if connection is not None and kind is FindingKind.HELD
+            else None,
         ),
         also=also,
         # Not for notices, which healthy requests may have: it looks at every connection out.
-        usage=hold.usage if kind.severity is Severity.ERROR else None,
+        usage=None if kind.severity is Severity.NOTICE else hold.usage,
     )
 
 
@@ -128,6 +131,9 @@ def case_of(hold: Hold, kind: FindingKind) -> Case:
         ),
         endpoint=None if scope is None else scope.endpoint,
         outlived_by=hold.outlived_by,
+        scope_type=None if scope is None else scope.type,
+        responding=scope is not None and scope.status is not None and scope.responded_at is None,
+        now=None if connection is None else _code(connection.now_at),
     )
 
 

@@ -124,6 +124,7 @@ _FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
     "backend_pid": lambda f: f.evidence.backend_pid,
     "outlived_by": lambda f: f.evidence.outlived_by,
     "late_by": lambda f: f.evidence.late_by,
+    "now_at": lambda f: _site_dict(f.evidence.now_at),
     "waited": lambda f: f.evidence.waited,
     "already_held_at": lambda f: _site_dict(_already_held_at(f)),
     "scope": lambda f: f.scope and f.scope.name,
@@ -166,9 +167,13 @@ def _scope_words(finding: Finding) -> str:
         how.append("cancelled")
     elif scope.exception is not None:
         how.append(scope.exception)
-    words = f"{scope.name} ({', '.join(how)}{' ' if how else ''}in {seconds(scope.duration)})"
-    hold = finding.hold
     ended = scope.closed_at
+    how = [", ".join(how)] if how else []
+    if ended is None:
+        words = f"{scope.name} ({', '.join([*how, f'open for {seconds(scope.duration)}'])})"
+    else:
+        words = f"{scope.name} ({' '.join([*how, f'in {seconds(scope.duration)}'])})"
+    hold = finding.hold
     too_late = hold is not None and ended is not None and hold.acquired_monotonic > ended
     return f"work started by {words}" if too_late else words
 
@@ -177,6 +182,10 @@ _WHAT: Final[dict[FindingKind, Callable[[Finding], str]]] = {
     FindingKind.LEAKED: lambda f: f"did not give back a connection of pool {_pool(f)}",
     FindingKind.RECLAIMED: lambda f: (
         f"left a connection of pool {_pool(f)} to the garbage collector"
+    ),
+    FindingKind.HELD: lambda f: (
+        f"holds a connection of pool {_pool(f)} that has been idle for "
+        f"{seconds(f.evidence.idle_for or 0.0)}"
     ),
     FindingKind.OUTLIVES_SCOPE: lambda f: (
         f"ended while {f.evidence.outlived_by} still had a connection of pool {_pool(f)}"
@@ -221,6 +230,13 @@ def _lines_facts(finding: Finding) -> Iterator[tuple[str, str]]:
         yield "already held", str(held)
 
 
+def _now_facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    if finding.evidence.now_at is not None:
+        yield from _site_lines("now at", finding.evidence.now_at)
+    elif finding.kind is FindingKind.HELD:
+        yield "now at", "unknown: no task or thread that may have it was found"
+
+
 def _statement_facts(finding: Finding) -> Iterator[tuple[str, str]]:
     if finding.hold is not None and finding.hold.statement is not None:
         yield "last statement", shorten(finding.hold.statement)
@@ -255,6 +271,7 @@ def _history_facts(finding: Finding) -> Iterator[tuple[str, str]]:
 
 _PARTS: Final[dict[str, Part]] = {
     "lines": _lines_facts,
+    "now": _now_facts,
     "statement": _statement_facts,
     "state": _state_facts,
     "also": _also_facts,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from leakguard.core.clock import monotonic
 from leakguard.core.hold import take_out
 from leakguard.core.holder import current_owner
-from leakguard.core.tasks import context_of
+from leakguard.core.tasks import context_of, loop_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,6 +99,7 @@ class Scope:
         "foreign_block",
         "guard",
         "handled_outside",
+        "loop",
         "notable",
         "open_connections",
         "open_holds",
@@ -147,6 +148,10 @@ class Scope:
         self._before: Scope | None = None
         """What was current before it."""
         self.owner = current_owner()
+        """The `id()` of the task or strand that opened it, else the number of the thread; they mean
+        something while it is open."""
+        self.loop = loop_ref()
+        """The event loop in which it was opened."""
         self.opened_at = monotonic()
         """When it began; this and the next two in seconds of `time.monotonic()`."""
         self.closed_at: float | None = None

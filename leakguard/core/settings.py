@@ -57,7 +57,7 @@ class Settings:
     observers: tuple[Observer, ...] | None
     """Who is told, in this order; `None`: the default observers of the mode."""
     held_after: float | None
-    """Seconds that a connection may be out and idle; `None`: any. Reserved: not judged yet."""
+    """Seconds that a connection may be out and idle before that is reported; `None`: never."""
     late_after: float
     """Seconds after the last byte of the response from which a return is `returned_late`;
     also how long a verdict waits for other work of its scope."""
@@ -69,6 +69,11 @@ class Settings:
     """Whether the SQL text of the last statement is kept (never its parameters)."""
     events: bool
     """Whether every scope keeps the list of its lifecycle events."""
+
+    @property
+    def follow_statements(self) -> bool:
+        """Whether anybody needs to know of statements."""
+        return self.statements or self.held_after is not None
 
 
 _PRESETS: Final[Mapping[Mode, Settings]] = {

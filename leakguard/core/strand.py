@@ -8,6 +8,8 @@ from __future__ import annotations
 from sys import modules
 from typing import Any, NamedTuple
 
+from leakguard.core.stacks import Stack, chain_stack
+
 
 class Strand(NamedTuple):
     """Work that shares its thread with others, and is no task of asyncio's."""
@@ -33,6 +35,13 @@ def is_running(work: Any) -> bool:  # noqa: ANN401  (of a library that need not 
     if hasattr(work, "dead"):
         return not work.dead
     return work.cr_frame is not None
+
+
+def strand_stack(work: Any) -> Stack:  # noqa: ANN401  (of a library that need not be installed)
+    """Return where the work of a strand waits or runs; empty for a greenlet that runs."""
+    if not hasattr(work, "dead"):
+        return chain_stack(work)
+    return [] if work.gr_frame is None else [work.gr_frame]
 
 
 def _trio_task(trio: Any) -> Strand | None:  # noqa: ANN401  (a module that need not be installed)

@@ -114,7 +114,7 @@ def _key(finding: Finding) -> str:
 def fields_of(finding: Finding) -> dict[str, Any]:
     """Return the facts of a finding as flat `extra` fields of a log record."""
     facts = to_dict(finding)
-    for name in ("created_at", "acquired_at"):
+    for name in ("created_at", "acquired_at", "now_at"):
         site: dict[str, Any] = facts.pop(name) or {}
         for part in ("file", "line", "function"):
             facts[f"{name}_{part}"] = site.get(part)

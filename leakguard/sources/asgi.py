@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from leakguard.core.callsite import mark_boundary
+from leakguard.core.lifespan import enter_lifespan
 from leakguard.sources.request import AsgiApp, Receive, RequestScope, Send, is_request
 from leakguard.sources.routes import AsgiScope
 
@@ -27,6 +28,8 @@ class ScopeMiddleware:
         """Run the application inside a scope; the verdict falls when it has returned or raised."""
         guard = self.guard
         if not guard.installed or not is_request(scope):
+            if scope["type"] == "lifespan":
+                enter_lifespan()
             await self.app(scope, receive, send)
             return
         request = RequestScope(guard, scope)

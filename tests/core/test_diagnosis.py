@@ -528,7 +528,14 @@ def test_reclaimed_is_diagnosed_like_leaked() -> None:
         assert diagnose(again) == diagnose(case)
 
 
-NOTICES = {
+NO_LOSSES = {
+    FindingKind.HELD: (
+        "it is kept while its owner does something else that takes long, or waits for it",
+        (
+            "give it back before the slow part, and take it again afterwards: db.commit() or "
+            "close() gives it back"
+        ),
+    ),
     FindingKind.OUTLIVES_SCOPE: (
         "a task or thread was started by the scope and is still using it",
         (
@@ -567,13 +574,13 @@ NOTICES = {
 }
 
 
-def test_every_kind_that_is_no_loss_is_among_the_notices() -> None:
+def test_every_kind_that_is_no_loss_is_among_them() -> None:
     """Losses are diagnosed by their evidence."""
-    assert set(FindingKind) - set(NOTICES) == {FindingKind.LEAKED, FindingKind.RECLAIMED}
+    assert set(FindingKind) - set(NO_LOSSES) == {FindingKind.LEAKED, FindingKind.RECLAIMED}
 
 
-@pytest.mark.parametrize("kind", NOTICES)
-def test_a_notice_is_explained_by_its_kind(kind: FindingKind) -> None:
+@pytest.mark.parametrize("kind", NO_LOSSES)
+def test_what_is_no_loss_is_explained_by_its_kind(kind: FindingKind) -> None:
     """Evidence of a loss does not explain what is no loss."""
     bare = Case(kind, by_session=True)
     loaded = dataclasses.replace(
@@ -581,7 +588,24 @@ def test_a_notice_is_explained_by_its_kind(kind: FindingKind) -> None:
     )
     for case in (bare, loaded):
         hint = diagnose(case)
-        assert (hint.cause, hint.fix) == NOTICES[kind]
+        assert (hint.cause, hint.fix) == NO_LOSSES[kind]
+
+
+def test_what_keeps_a_held_connection_is_named() -> None:
+    """Between the messages of a WebSocket, while the response is sent, or in a function."""
+    held = Case(FindingKind.HELD, by_session=True, now=read_items.__code__)
+    assert diagnose(held).cause == (
+        "it is kept while read_items does something else that takes long, or waits for it"
+    )
+    quiet = diagnose(dataclasses.replace(held, scope_type="websocket", responding=True))
+    assert quiet.cause == "a WebSocket connection keeps it between its messages"
+    assert quiet.fix.endswith("give it back before the next: with Session() as db:")
+    stream = diagnose(dataclasses.replace(held, responding=True))
+    assert (stream.cause or "").startswith("the response is being sent while nothing is read")
+    asynchronous = diagnose(dataclasses.replace(held, asynchronous=True))
+    assert asynchronous.fix.endswith("await db.commit() or close() gives it back")
+    connection = diagnose(dataclasses.replace(held, by_session=False))
+    assert connection.fix.endswith("afterwards: close() gives it back")
 
 
 def test_the_one_who_still_has_it_is_named() -> None:

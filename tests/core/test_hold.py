@@ -37,6 +37,18 @@ def test_a_connection_knows_its_session_s_line() -> None:
     assert (session.resource, hold.resource) == ("session", "connection")
 
 
+def test_where_a_library_tells_nothing_a_connection_is_idle() -> None:
+    """Idle by what is known, since it was acquired."""
+    hold = OpenConnection(make_guard(), "main", None, None)
+    assert not hold.executing
+    assert hold.tells_idleness
+    assert not hold.occupied_by([])
+    hold.released_monotonic = hold.acquired_monotonic + 5
+    assert hold.idle_for == pytest.approx(5)
+    hold.idle_since = hold.acquired_monotonic + 2
+    assert hold.idle_for == pytest.approx(3)
+
+
 @pytest.mark.parametrize("way", ["give_back", "collect"])
 def test_time_stands_still_when_it_is_back(way: str) -> None:
     """How long it was out does not grow any more."""

@@ -10,6 +10,7 @@ import pytest
 
 from leakguard import FindingKind, Hold
 from leakguard.core.judge import Judge
+from leakguard.core.stacks import Stack
 from tests.core.fakes import (
     FakeConnection,
     FakeSession,
@@ -36,6 +37,10 @@ class FakeHolder:
     def running(self) -> bool:
         """Return what the test said."""
         return self.goes_on
+
+    def stack(self) -> Stack:
+        """Be nowhere."""
+        return []
 
     def on_end(self, hold: Hold, callback: Callable[[Hold], None]) -> None:
         """Keep it for the test."""

@@ -153,13 +153,14 @@ class Telling(FakeConnection):
 @pytest.mark.parametrize("statements", [True, False])
 @pytest.mark.parametrize("kind", FindingKind)
 def test_what_is_known_is_written_down(kind: FindingKind, statements: bool) -> None:
-    """How full the pool is costs a look, and is for losses; idleness needs the statements."""
+    """How full the pool is costs a look, and is not for notices; idleness needs the statements."""
     guard = make_guard(statements=statements)
     scope = ended_scope(guard)
     hold = Telling(guard, scope, here())
     hold.session = construct(guard, scope, site_at("app/db.py", 12, "get_db"))
     hold.fake_usage = PoolUsage(1, 5, 1)
     hold.acquired_monotonic, hold.used_monotonic, hold.released_monotonic = 10.0, 11.0, 14.0
+    hold.now_at = here()
     hold.outlived_by, hold.waited, hold.late_by = "task 'worker'", 1.0, 2.0
     finding = make_finding(hold, kind, (FindingKind.NESTED_CHECKOUT,))
     assert (finding.kind, finding.hold, finding.scope) == (kind, hold, scope)
@@ -167,7 +168,7 @@ def test_what_is_known_is_written_down(kind: FindingKind, statements: bool) -> N
     assert finding.hint.fix
     assert finding.fingerprint == fingerprint(kind, hold.session.site, hold.site)
     assert finding.also == (FindingKind.NESTED_CHECKOUT,)
-    assert finding.usage == (hold.fake_usage if kind.severity is Severity.ERROR else None)
+    assert finding.usage == (None if kind.severity is Severity.NOTICE else hold.fake_usage)
     assert finding.evidence == Evidence(
         held_for=4.0,
         idle_for=3.0 if statements else None,
@@ -176,6 +177,7 @@ def test_what_is_known_is_written_down(kind: FindingKind, statements: bool) -> N
         outlived_by="task 'worker'",
         late_by=2.0,
         waited=1.0,
+        now_at=hold.now_at if kind is FindingKind.HELD else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from datetime import UTC, datetime
@@ -148,7 +149,21 @@ def test_work_that_went_on_is_told_from_its_scope() -> None:
         'a connection of pool "main"'
     )
     one.scope.closed_at = None
-    assert headline(one).startswith("leaked: GET /items/{item_id} (500 in ")
+    assert headline(one).startswith("leaked: GET /items/{item_id} (500, open for ")
+    one.scope.status = None
+    assert headline(one).startswith("leaked: GET /items/{item_id} (open for ")
+
+
+def test_where_a_held_connection_is_kept_is_told() -> None:
+    """The line where those who have it are, and the way there."""
+    one = finding(FindingKind.HELD)
+    assert "  now at            unknown: no task or thread that may have it was found\n" in str(one)
+    site = site_at("app/pay.py", 9, "charge", site_at("app/main.py", 7, "main"))
+    one.evidence = dataclasses.replace(EVIDENCE, now_at=site)
+    told = "  now at            app/pay.py:9 in charge\n    called from     app/main.py:7 in main\n"
+    assert told in str(one)
+    assert to_dict(one)["now_at"]["line"] == 9
+    assert to_dict(finding())["now_at"] is None
 
 
 def test_a_path_is_no_pattern() -> None:
@@ -196,6 +211,7 @@ def test_a_finding_on_a_pool_has_no_hold_to_describe(caplog: pytest.LogCaptureFi
 HEADLINES = {
     FindingKind.LEAKED: 'did not give back a connection of pool "main"',
     FindingKind.RECLAIMED: 'left a connection of pool "main" to the garbage collector',
+    FindingKind.HELD: 'holds a connection of pool "main" that has been idle for 100 ms',
     FindingKind.OUTLIVES_SCOPE: (
         "ended while task 'worker' still had a connection of pool \"main\""
     ),

@@ -20,6 +20,7 @@ from greenlet import getcurrent, greenlet
 from leakguard import FindingKind, Hold
 from leakguard.core.holder import Holder, current_holder
 from leakguard.core.scope import current_scope
+from leakguard.core.stacks import frames_of
 from leakguard.core.strand import current_strand
 from tests.core.fakes import installed, take
 from tests.support import PATIENCE, Recorder, drain_watch
@@ -134,6 +135,20 @@ def test_a_strand_that_outlives_its_scope_is_waited_for(
     else:
         recorder.wait_for(lambda: recorder.kinds == [OUTLIVES, LEAKED])
     guard.uninstall()
+
+
+def test_a_strand_tells_where_it_waits(library: Trio | Gevent) -> None:
+    """Not where it runs: a greenlet does not tell; and nowhere once it has ended."""
+    holders: list[Holder | None] = []
+    end = library.start(lambda: holders.append(current_holder(None)), lambda: None)
+    [holder] = holders
+    assert holder is not None
+    names = [frame.f_code.co_name for frame in frames_of(holder.stack())]
+    assert "work" in names
+    end()
+    del end
+    gc.collect()
+    assert holder.stack() == []
 
 
 def test_the_end_of_a_strand_is_told_when_it_goes(library: Trio | Gevent) -> None:

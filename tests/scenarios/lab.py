@@ -15,7 +15,7 @@ from collections.abc import (
     MutableMapping,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypedDict, TypeVar
 
 import httpx
 import uvicorn
@@ -40,7 +40,14 @@ AsgiApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 HEADER: Final = "x-lab"
 """The header by which the server knows whose application is meant."""
-_RESOLVABLE: Final = (FindingKind.LEAKED, FindingKind.OUTLIVES_SCOPE)
+_RESOLVABLE: Final = (FindingKind.LEAKED, FindingKind.HELD, FindingKind.OUTLIVES_SCOPE)
+
+
+class Times(TypedDict):
+    """The settings of a guard that are seconds."""
+
+    late_after: float
+    held_after: float
 
 
 class LoopRecorder(Recorder):
@@ -68,13 +75,18 @@ class Bench:
     """What all copies of a scenario share: the guard, the engines, the server."""
 
     def __init__(
-        self, driver: Driver, database: Database, mode: Mode, late_after: float, copies: int
+        self,
+        driver: Driver,
+        database: Database,
+        mode: Mode,
+        times: Times,
+        copies: int,
     ) -> None:
         self.driver = driver
         self.database = database
         self.copies = copies
         self.recorder = LoopRecorder()
-        self.guard = LeakGuard(mode=mode.value, observers=[self.recorder], late_after=late_after)
+        self.guard = LeakGuard(mode=mode.value, observers=[self.recorder], **times)
         self.address: tuple[str, int] | None = None
         self.engines: list[Engine | AsyncEngine] = []
         self.kept: list[object] = []
@@ -296,6 +308,12 @@ class Lab:
             options["base_url"] = f"http://{host}:{port}"
         return httpx.AsyncClient(**options, headers=self._headers, timeout=PATIENCE, verify=False)  # noqa: S501  (there is no TLS here; its certificates take long to load)
 
+    def get_sync(self, path: str) -> httpx.Response:
+        """Make a request to the server from a thread."""
+        host, port = self._address
+        url = f"http://{host}:{port}{path}"
+        return httpx.get(url, headers=self._headers, timeout=PATIENCE, verify=False)  # noqa: S501  (there is no TLS here; its certificates take long to load)
+
     def websocket(self, path: str) -> connect:
         """Connect a WebSocket to the server: a block whose value is the connection."""
         host, port = self._address
@@ -345,6 +363,10 @@ class Lab:
         """Wait until every scope that was opened has ended."""
         opened = len(self.recorder.scopes_opened)
         await self.recorder.until(lambda: len(self.recorder.scopes_closed) >= opened)
+
+    async def until_held(self) -> None:
+        """Wait until a connection is reported as held."""
+        await self.until(lambda: FindingKind.HELD in self.recorder.kinds)
 
     @property
     def late(self) -> float:

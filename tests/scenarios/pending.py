@@ -13,9 +13,6 @@ ROWS: Final = 39
 """How many rows the list of scenarios has."""
 
 PENDING: Final[Mapping[int, str]] = {
-    12: "`held` while it streams",
-    13: "`held`, with idle time against statement time",
-    17: "`held` while the WebSocket is quiet",
     19: "`pool_exhausted`, saying that nothing leaks, with the holders",
     20: "`pool_exhausted`, naming the leaking line",
 }

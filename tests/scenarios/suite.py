@@ -15,13 +15,16 @@ from leakguard import CallSite, Finding, FindingKind
 from leakguard.core.settings import Mode
 from tests.fastapi_version import EXITS_BEFORE_RESPONSE
 from tests.scenarios.databases import DRIVERS, Database, Driver, Form
-from tests.scenarios.lab import Bench, Lab
+from tests.scenarios.lab import Bench, Lab, Times
 from tests.support import line_marked
 
 COPIES: Final = 32
 """How many copies of a clean scenario run at once."""
 TOO_LONG: Final = 60.0
 """Seconds after which a scenario has hung."""
+
+ROWS: Final = str(Path(__file__).with_name("rows"))
+"""The folder of the scenarios' sources."""
 
 Row = Callable[[Lab], Awaitable[None]]
 
@@ -42,6 +45,7 @@ class Seen(NamedTuple):
     scope: str | None
     status: int | None
     resolved: bool
+    now: Line | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class Expected:
     times: int = 1
     says: str = ""
     """What its report says, among other things."""
+    now: str | None = None
+    """Where those who have the connection are, of one that is held."""
 
     def seen_in(self, source: Row) -> Seen:
         """Return how the finding must look for a scenario with this source."""
@@ -68,6 +74,7 @@ class Expected:
             self.scope,
             self.status,
             self.resolved,
+            _marked(source, self.now),
         )
 
 
@@ -92,6 +99,7 @@ class Scenario:
     exits_first: tuple[Expected, ...] | None
     """The same where dependencies exit before the response; `None`: it makes no difference."""
     late_after: float
+    held_after: float
     served: bool | None
     """Whether its requests go to a real server; `None`: where many copies of it run at once."""
     crowd: bool
@@ -160,6 +168,7 @@ def scenario(  # noqa: PLR0913  (all but the first two are rarely given)
     *expected: Expected,
     exits_first: tuple[Expected, ...] | None = None,
     late_after: float = 5.0,
+    held_after: float = TOO_LONG,
     served: bool | None = None,
     crowd: bool = True,
     databases: tuple[str, ...] = ("SQLite", "PostgreSQL", "MariaDB"),
@@ -184,6 +193,7 @@ def scenario(  # noqa: PLR0913  (all but the first two are rarely given)
                 expected,
                 exits_first,
                 late_after,
+                held_after,
                 served,
                 crowd,
                 databases,
@@ -209,9 +219,13 @@ def observe(
 
     async def main() -> list[Seen]:
         async with asyncio.timeout(TOO_LONG):
-            return await _observe(one, Bench(driver, database, mode, one.late_after, copies))
+            return await _observe(one, Bench(driver, database, mode, _times(one), copies))
 
     return asyncio.run(main())
+
+
+def _times(one: Scenario) -> Times:
+    return {"late_after": one.late_after, "held_after": one.held_after}
 
 
 async def _observe(one: Scenario, bench: Bench) -> list[Seen]:
@@ -247,7 +261,15 @@ def see(finding: Finding) -> Seen:
         None if scope is None else scope.name,
         None if scope is None else scope.status,
         finding.resolved,
+        _line_in_row(finding.evidence.now_at),
     )
+
+
+def _line_in_row(site: CallSite | None) -> Line | None:
+    """Return the innermost line of a scenario: it may wait for something of the laboratory's."""
+    frames = () if site is None else site.frames
+    lines = (Line(Path(frame.file).name, frame.line) for frame in frames if ROWS in frame.file)
+    return next(lines, None)
 
 
 def _line(site: CallSite | None) -> Line | None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import sqlite3
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from leakguard.sources.sqlalchemy.drivers import backend_pid, driver_in_transaction
+from leakguard.sources.sqlalchemy.drivers import (
+    backend_pid,
+    driver_in_transaction,
+    is_active,
+    read_position,
+    tells_activity,
+)
 
 
 class Dead:
@@ -52,3 +60,45 @@ def test_the_server_s_process(connection: object, pid: int | None) -> None:
 def test_an_open_transaction(connection: object, state: bool | None) -> None:
     """Only a plain yes counts: SQLAlchemy begins earlier than SQLite's driver."""
     assert driver_in_transaction(connection) is state
+
+
+@pytest.mark.parametrize(
+    "connection, active",
+    [
+        (SimpleNamespace(pgconn=SimpleNamespace(transaction_status=1)), True),
+        (SimpleNamespace(pgconn=SimpleNamespace(transaction_status=2)), False),
+        (SimpleNamespace(get_transaction_status=lambda: 1), True),
+        (SimpleNamespace(get_transaction_status=lambda: 0), False),
+        (Dead(), False),
+        (None, False),
+    ],
+    ids=["psycopg", "psycopg-idle", "psycopg2", "psycopg2-idle", "dead", "none"],
+)
+def test_a_command_that_runs(connection: object, active: bool) -> None:
+    """The drivers on libpq know."""
+    assert is_active(connection) is active
+
+
+def test_whether_the_use_of_a_driver_can_be_noticed() -> None:
+    """Not that of one in C that says nothing."""
+    connections: Any = importlib.import_module("pymysql.connections")
+    assert tells_activity(connections.Connection(defer_connect=True))
+    with sqlite3.connect(":memory:") as connection:
+        assert not tells_activity(connection)
+    connection.close()
+
+
+def test_the_position_of_a_cursor() -> None:
+    """It changes when rows are read, of the cursor or of the one that it adapts."""
+    inner = SimpleNamespace(rownumber=1)
+    adapted = SimpleNamespace(_cursor=inner)
+    before = read_position(adapted)
+    assert read_position(adapted) == before
+    inner.rownumber = 2
+    assert read_position(adapted) != before
+    rows = [1, 2]
+    buffered = SimpleNamespace(_rowbuffer=rows)
+    before = read_position(buffered)
+    rows.pop()
+    assert read_position(buffered) != before
+    assert read_position(None) == read_position(SimpleNamespace())

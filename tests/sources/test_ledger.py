@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,15 @@ class Totals(Observer):
 @pytest.fixture
 def totals() -> Totals:
     return Totals()
+
+
+def test_a_name_that_is_found_out_when_nobody_is_told() -> None:
+    """The next guard is told of it by that name."""
+    told: list[PoolChange] = []
+    ledger = Ledger(None, "QueuePool", 15, [1])
+    ledger.rename("main")
+    ledger.join(SimpleNamespace(pool_changed=told.append))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a guard that is told
+    assert told == [PoolChange("main", 1, 0, 15)]
 
 
 def test_what_is_closed_before_anybody_looked(engine: Engine, totals: Totals) -> None:

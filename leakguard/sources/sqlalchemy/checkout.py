@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leakguard.core.finding import PoolUsage
 from leakguard.core.hold import ConnectionHold, SessionHold
-from leakguard.sources.sqlalchemy.drivers import backend_pid, driver_in_transaction
+from leakguard.sources.sqlalchemy.activity import Execution, is_in_database
+from leakguard.sources.sqlalchemy.drivers import (
+    backend_pid,
+    driver_in_transaction,
+    is_active,
+    tells_activity,
+)
 from leakguard.sources.sqlalchemy.pools import PoolFacts, pool_fill
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
     from leakguard.core.callsite import CallSite
+    from leakguard.core.stacks import Stack
     from leakguard.sources.sqlalchemy.refs import IdRef
 
 
@@ -37,7 +44,16 @@ class Use(NamedTuple):
 class Checkout(ConnectionHold):
     """A connection of an SQLAlchemy pool."""
 
-    __slots__ = ("detached_id", "facts", "open_checkouts", "record_id", "ref", "uses")
+    __slots__ = (
+        "by_connection",
+        "detached_id",
+        "execution",
+        "facts",
+        "open_checkouts",
+        "record_id",
+        "ref",
+        "uses",
+    )
     ref: IdRef[PoolProxiedConnection]
     facts: PoolFacts
     record_id: int
@@ -47,6 +63,11 @@ class Checkout(ConnectionHold):
     """The `id()` of the driver's connection once it has left its pool for good."""
     open_checkouts: dict[int, Checkout]
     """All of the process, of every pool, by the `id()` of their proxies."""
+    by_connection: bool
+    """Whether a `Connection` of SQLAlchemy's took it, a session's included, and no code that has
+    the driver's connection to itself."""
+    execution: Execution | None
+    """That of the statement that began last, where the settings want to know."""
     uses: tuple[Use, ...]
     """That of who took it, and those that sessions began meanwhile; empty where there was none."""
 
@@ -70,6 +91,24 @@ class Checkout(ConnectionHold):
     def backend_pid(self) -> int | None:
         proxy = self.ref()
         return None if proxy is None else backend_pid(proxy.driver_connection)
+
+    @property
+    def executing(self) -> bool:
+        execution = self.execution
+        if execution is not None and (execution.running or execution.has_moved()):
+            return True
+        proxy = self.ref()
+        return proxy is not None and is_active(proxy.driver_connection)
+
+    @property
+    def tells_idleness(self) -> bool:
+        if self.by_connection:  # whose statements are SQLAlchemy's, which tells of them
+            return True
+        proxy = self.ref()
+        return proxy is not None and tells_activity(proxy.driver_connection)
+
+    def occupied_by(self, stack: Stack) -> bool:
+        return is_in_database(stack)
 
     @property
     def usage(self) -> PoolUsage | None:

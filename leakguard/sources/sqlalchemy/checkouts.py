@@ -18,9 +18,11 @@ from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
 from leakguard.core.callsite import capture
 from leakguard.core.clock import monotonic
 from leakguard.core.holder import current_holder
+from leakguard.core.lifespan import in_lifespan
 from leakguard.core.scope import current_scope
 from leakguard.core.tasks import running_loop
 from leakguard.core.watch import WATCH
+from leakguard.sources.sqlalchemy.activity import begin_execution, taken_by_connection
 from leakguard.sources.sqlalchemy.checkout import Checkout
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.guards import Guards
@@ -235,7 +237,14 @@ class Checkouts:
             return
         try:
             hold = self.of(context.root_connection)
-            if hold is not None and hold.guard.settings.statements:
+            if hold is None:
+                return
+            settings = hold.guard.settings
+            if settings.held_after is not None:
+                frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+                hold.execution = begin_execution(context, frame)
+                hold.used_monotonic = monotonic()
+            if settings.statements:
                 hold.used_monotonic = monotonic()
                 long = len(statement) > _STATEMENT_LIMIT
                 hold.statement_text = f"{statement[:_STATEMENT_LIMIT]}…" if long else statement
@@ -266,8 +275,13 @@ class Checkouts:
         hold.detached_id = None
         hold.uses = ()
         hold.open_checkouts = self._open
+        hold.execution = None
+        hold.by_connection = taken_by_connection(frame)
         hold.ref = IdRef(proxy, self._proxy_gone)
-        if scope is not None:
+        if scope is None:
+            hold.holder = current_holder(None)
+            hold.lifelong = in_lifespan()
+        else:
             self.place(hold, scope)
             hold.sync_in_async = not facts.is_async and running_loop() is not None
         self._open[hold.ref.id] = hold

@@ -20,14 +20,8 @@ def driver_in_transaction(connection: Any) -> bool | None:  # noqa: ANN401  (any
 
 def backend_pid(connection: Any) -> int | None:  # noqa: ANN401  (any driver's)
     """Return the number of the server's process or thread, where the driver knows."""
-    for getter in _PID_GETTERS:
-        try:
-            pid: object = getter(connection)
-        except Exception:  # noqa: BLE001, S112  (another driver's, or a dead connection)
-            continue
-        if isinstance(pid, int):
-            return pid
-    return None
+    pids = (_asked(getter, connection) for getter in _PID_GETTERS)
+    return next((pid for pid in pids if isinstance(pid, int)), None)
 
 
 _PID_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
@@ -35,4 +29,47 @@ _PID_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
     lambda connection: connection.get_server_pid(),  # asyncpg
     lambda connection: connection.thread_id(),  # PyMySQL, aiomysql, asyncmy
     lambda connection: connection.get_backend_pid(),  # psycopg2
+)
+
+
+def is_active(connection: Any) -> bool:  # noqa: ANN401  (any driver's)
+    """Return whether a command runs on the connection, as far as its driver says so."""
+    return any(_asked(getter, connection) == _ACTIVE for getter in _STATUS_GETTERS)
+
+
+def tells_activity(connection: Any) -> bool:  # noqa: ANN401  (any driver's)
+    """Return whether the use of the driver's own connection can be noticed.
+
+    It says so itself, or is written in Python, and so is seen on the stack.
+    """
+    package = type(connection).__module__.partition(".")[0]
+    return package in _TELLING_DRIVERS
+
+
+def read_position(cursor: Any) -> object:  # noqa: ANN401  (any driver's)
+    """Return something that changes when rows are read by a server-side cursor."""
+    inner = getattr(cursor, "_cursor", None)  # of one that SQLAlchemy adapts for asyncio
+    return [_asked(getter, one) for one in (cursor, inner) for getter in _POSITION_GETTERS]
+
+
+def _asked(getter: Callable[[Any], Any], subject: Any) -> object:  # noqa: ANN401  (any driver's)
+    try:
+        return getter(subject)
+    except Exception:  # noqa: BLE001  (another driver's, or a dead connection)
+        return None
+
+
+_ACTIVE: Final = 1
+"""What libpq calls `PQTRANS_ACTIVE`."""
+_STATUS_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
+    lambda connection: connection.pgconn.transaction_status,  # psycopg
+    lambda connection: connection.get_transaction_status(),  # psycopg2
+)
+_TELLING_DRIVERS: Final = frozenset(
+    ("psycopg", "psycopg2", "asyncpg", "pymysql", "aiomysql", "asyncmy", "aiosqlite")
+)
+_POSITION_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
+    lambda cursor: cursor._pos,  # noqa: SLF001  (psycopg; no public way, tested)
+    lambda cursor: cursor.rownumber,  # PyMySQL, aiomysql, asyncmy
+    lambda cursor: len(cursor._rowbuffer),  # noqa: SLF001  (asyncpg's, of SQLAlchemy; tested)
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
@@ -25,3 +26,11 @@ def parent_stacks() -> Iterator[FrameType]:
         if parent.gr_frame is not None:
             yield parent.gr_frame
         parent = parent.parent
+
+
+def current_greenlet() -> weakref.ref[Any] | None:
+    """Return a reference to the greenlet that runs now; `None` for the main one of a thread."""
+    if _getcurrent is None:
+        return None
+    greenlet = _getcurrent()
+    return None if greenlet.parent is None else weakref.ref(greenlet)

@@ -36,7 +36,7 @@ class Guards:
     @property
     def want_statements(self) -> bool:
         """Whether one of them keeps the SQL text of statements."""
-        return any(guard.settings.statements for guard in self._guards)
+        return any(guard.settings.follow_statements for guard in self._guards)
 
     def add(self, guard: Guard) -> None:
         """Take a guard in."""

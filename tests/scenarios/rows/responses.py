@@ -1,24 +1,35 @@
 """Responses of every kind: streams, slow clients, WebSockets, errors, none at all."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import Depends, WebSocket
+from fastapi import Depends, Request, Response, WebSocket
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 
 from leakguard import FindingKind, LeakGuardMiddleware
-from tests.scenarios.lab import AsgiApp, AsgiScope, Lab, Message, Receive, Send
+from tests.fastapi_version import EXITS_BEFORE_RESPONSE
+from tests.scenarios.lab import AsgiApp, AsgiScope, Lab, Message, Obstruction, Receive, Send
 from tests.scenarios.suite import LEAKED, Expected, scenario
+from tests.support import PATIENCE
 
 QUERY = text("SELECT 1")
 LATE = replace(
     LEAKED, kind=FindingKind.RETURNED_LATE, says="a background task, a clean-up, or a client"
+)
+HELD = replace(LEAKED, kind=FindingKind.HELD, resolved=True, now="now")
+HELD_AFTER = 0.2
+"""Seconds, in what is clean."""
+NUMBERS = text(
+    "SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4 UNION ALL SELECT 5"
 )
 IN_WEBSOCKET = replace(LEAKED, scope="WEBSOCKET /leak/{room}", status=None)
 
@@ -74,6 +85,74 @@ async def read_slowly(lab: Lab, go: asyncio.Event) -> None:
         assert await anext(parts) == b"first"
         go.set()
         assert [part async for part in parts] == [b"last"]
+
+
+@scenario(
+    12,
+    "a stream that stalls, with `Depends(get_db)`",
+    HELD,
+    exits_first=(),
+    held_after=0.1,
+    served=True,
+)
+async def stalled_stream_sync(lab: Lab) -> None:
+    go = threading.Event()
+
+    def get_db() -> Iterator[Session]:
+        with Session(lab.engine) as db:  # leak
+            yield db
+
+    def chunks() -> Iterator[bytes]:
+        yield b"first"
+        go.wait(PATIENCE)  # now
+        yield b"last"
+
+    @lab.app.get("/leak")
+    def leak(db: Annotated[Session, Depends(get_db)]) -> StreamingResponse:
+        db.execute(QUERY)  # checkout
+        return StreamingResponse(chunks())
+
+    await read_stalled(lab, go)
+
+
+@scenario(
+    12,
+    "a stream that stalls, with `Depends(get_db)`",
+    HELD,
+    exits_first=(),
+    held_after=0.1,
+    served=True,
+)
+async def stalled_stream_async(lab: Lab) -> None:
+    go = asyncio.Event()
+
+    async def get_db() -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(lab.async_engine) as db:  # leak
+            yield db
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"first"
+        await go.wait()  # now
+        yield b"last"
+
+    @lab.app.get("/leak")
+    async def leak(db: Annotated[AsyncSession, Depends(get_db)]) -> StreamingResponse:
+        await db.execute(QUERY)  # checkout
+        return StreamingResponse(chunks())
+
+    await read_stalled(lab, go)
+
+
+async def read_stalled(lab: Lab, go: asyncio.Event | threading.Event) -> None:
+    """Read the first part of a stream, let it go on when that was noticed, and read the rest."""
+    async with lab.client() as client, client.stream("GET", "/leak") as response:
+        parts = response.aiter_bytes()
+        assert await anext(parts) == b"first"
+        if not EXITS_BEFORE_RESPONSE:
+            await lab.until_held()
+        go.set()
+        assert [part async for part in parts] == [b"last"]
+    await lab.ended()
 
 
 class SlowClient:
@@ -210,6 +289,145 @@ async def across_call_async(lab: Lab) -> None:
     await lab.get("/")
 
 
+@scenario(
+    13, "a connection held across a slow call to another service", HELD, held_after=0.1, served=True
+)
+async def slow_call_sync(lab: Lab) -> None:
+    @lab.app.get("/service")
+    async def service() -> None:
+        await lab.until_held()
+
+    def get_db() -> Iterator[Session]:
+        with Session(lab.engine) as db:  # leak
+            yield db
+
+    def use(db: Annotated[Session, Depends(get_db)]) -> Session:
+        db.execute(QUERY)  # checkout
+        return db
+
+    @lab.app.get("/leak")
+    def leak(db: Annotated[Session, Depends(use)]) -> None:
+        lab.get_sync("/service")  # now
+        db.execute(QUERY)
+
+    await lab.get()
+
+
+@scenario(
+    13, "a connection held across a slow call to another service", HELD, held_after=0.1, served=True
+)
+async def slow_call_async(lab: Lab) -> None:
+    @lab.app.get("/service")
+    async def service() -> None:
+        await lab.until_held()
+
+    @lab.app.get("/leak")
+    async def leak() -> None:
+        async with AsyncSession(lab.async_engine) as db:  # leak
+            await db.execute(QUERY)  # checkout
+            await lab.get("/service")  # now
+            await db.execute(QUERY)
+
+    await lab.get()
+
+
+@scenario(
+    13,
+    "a connection held in a task of its own, behind a middleware",
+    replace(HELD, created=None),
+    held_after=0.1,
+)
+async def slow_task_async(lab: Lab) -> None:
+    lab.inside(BaseHTTPMiddleware, dispatch=pass_on)
+
+    async def work() -> None:
+        async with lab.async_engine.connect() as connection:  # checkout
+            await connection.execute(QUERY)
+            await lab.until_held()  # now
+
+    @lab.app.get("/leak")
+    async def leak() -> None:
+        await asyncio.create_task(work())
+
+    await lab.get()
+
+
+async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    """Do what a middleware does that does nothing."""
+    return await call_next(request)
+
+
+@scenario(13, "a statement that takes long", held_after=HELD_AFTER, crowd=False)
+async def long_statement_sync(lab: Lab) -> None:
+    obstacle = lab.obstacle()
+
+    @lab.app.get("/")
+    def clean() -> None:
+        with Session(obstacle.engine) as db:
+            db.execute(obstacle.statement)
+            db.rollback()
+
+    await wait_for_long(lab, obstacle)
+
+
+@scenario(13, "a statement that takes long", held_after=HELD_AFTER, crowd=False)
+async def long_statement_async(lab: Lab) -> None:
+    obstacle = lab.obstacle()
+
+    @lab.app.get("/")
+    async def clean() -> None:
+        async with AsyncSession(obstacle.async_engine) as db:
+            await db.execute(obstacle.statement)
+            await db.rollback()
+
+    await wait_for_long(lab, obstacle)
+
+
+async def wait_for_long(lab: Lab, obstacle: Obstruction) -> None:
+    """Make a request, and let its statement end long after it began."""
+    request = asyncio.create_task(lab.get("/"))
+    await obstacle.running.wait()
+    await asyncio.sleep(4 * HELD_AFTER)
+    obstacle.let_go()
+    await request
+
+
+@scenario(
+    13,
+    "rows of a server-side cursor, each of which takes a while",
+    held_after=HELD_AFTER,
+    crowd=False,
+    databases=("PostgreSQL", "MariaDB"),
+)
+async def slow_rows_sync(lab: Lab) -> None:
+    @lab.app.get("/")
+    def clean() -> None:
+        with Session(lab.engine) as db:
+            rows = db.execute(NUMBERS, execution_options={"yield_per": 1})
+            for _ in rows:
+                time.sleep(HELD_AFTER / 2)
+
+    await lab.get("/")
+
+
+@scenario(
+    13,
+    "rows of a server-side cursor, each of which takes a while",
+    held_after=HELD_AFTER,
+    crowd=False,
+    databases=("PostgreSQL", "MariaDB"),
+)
+async def slow_rows_async(lab: Lab) -> None:
+    @lab.app.get("/")
+    async def clean() -> None:
+        async with AsyncSession(lab.async_engine) as db:
+            rows = await db.stream(NUMBERS, execution_options={"yield_per": 1})
+            async for _ in rows:
+                await asyncio.sleep(HELD_AFTER / 2)
+
+    await lab.get("/")
+
+
 # --- 17: WebSockets -------------------------------------------------------------------------------
 
 
@@ -248,6 +466,45 @@ async def websocket_async(lab: Lab) -> None:
 
     async with lab.websocket("/clean/attic") as client:
         assert await client.recv() == "ready"
+        await client.send("enough")
+
+
+QUIET = replace(HELD, scope="WEBSOCKET /leak/{room}", status=None, says="between its messages")
+
+
+@scenario(17, "a WebSocket that is quiet, with a session", QUIET, held_after=0.1, served=True)
+async def quiet_websocket_sync(lab: Lab) -> None:
+    def get_db() -> Iterator[Session]:
+        with Session(lab.engine) as db:  # leak
+            yield db
+
+    @lab.app.websocket("/leak/{room}")
+    async def leak(websocket: WebSocket, db: Annotated[Session, Depends(get_db)]) -> None:
+        await websocket.accept()
+        await run_in_threadpool(lambda: db.execute(QUERY))  # checkout
+        await websocket.receive_text()  # now
+        await websocket.close()
+
+    async with lab.websocket("/leak/attic") as client:
+        await lab.until_held()
+        await client.send("enough")
+
+
+@scenario(17, "a WebSocket that is quiet, with a session", QUIET, held_after=0.1, served=True)
+async def quiet_websocket_async(lab: Lab) -> None:
+    async def get_db() -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(lab.async_engine) as db:  # leak
+            yield db
+
+    @lab.app.websocket("/leak/{room}")
+    async def leak(websocket: WebSocket, db: Annotated[AsyncSession, Depends(get_db)]) -> None:
+        await websocket.accept()
+        await db.execute(QUERY)  # checkout
+        await websocket.receive_text()  # now
+        await websocket.close()
+
+    async with lab.websocket("/leak/attic") as client:
+        await lab.until_held()
         await client.send("enough")
 
 

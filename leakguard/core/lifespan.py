@@ -1,0 +1,21 @@
+"""The lifespan of an application: what it takes as it starts, it may keep until it ends."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Final
+
+from leakguard.core.holder import current_owner
+
+_lifespan: Final[ContextVar[int | None]] = ContextVar("leakguard_lifespan", default=None)
+
+
+def enter_lifespan() -> None:
+    """Note that the task which runs now is the one that runs the lifespan."""
+    _lifespan.set(current_owner())
+
+
+def in_lifespan() -> bool:
+    """Return whether the task that runs the lifespan runs now, and not one that it started."""
+    owner = _lifespan.get()
+    return owner is not None and owner == current_owner()

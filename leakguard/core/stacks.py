@@ -1,0 +1,124 @@
+"""Where work is now: the stack of a thread, or the chain of what a task awaits.
+
+A stack is given as the innermost frames of its segments, the innermost segment first: a
+suspended coroutine does not know who awaits it, and a greenlet not on whose stack it hangs.
+Looked at from another thread, while the work may go on: what comes out is for a reader.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from sys import modules
+from threading import Thread
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+from typing import Any, Final
+
+from leakguard.core.callsite import CallSite, capture
+from leakguard.core.tasks import AnyTask
+
+Stack = list[FrameType]
+"""The innermost frames of the segments, the innermost segment first."""
+
+_LONGEST_CHAIN: Final = 1000
+"""How many awaits are followed: a task may await itself by way of another one."""
+
+
+def thread_stack(thread: int) -> Stack:
+    """Return where a thread is; empty where it has ended."""
+    frame = sys._current_frames().get(thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    return [] if frame is None else [frame]
+
+
+def task_stack(task: AnyTask) -> Stack:
+    """Return where a task waits or runs; empty where it is done."""
+    return [] if task.done() else chain_stack(task.get_coro())
+
+
+def chain_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaited)
+    """Return where a coroutine waits, by what it awaits, or runs."""
+    found: Stack = []
+    for _ in range(_LONGEST_CHAIN):
+        if getattr(work, "cr_running", False) or getattr(work, "gi_running", False):
+            return _running_stack(work) or found
+        frame = _frame_of(work)
+        if frame is not None:
+            found.insert(0, frame)
+            found[:0] = _stacks_within(work, frame)
+        work = _awaited_by(work)
+        if work is None:
+            break
+    return found
+
+
+def call_site(stack: Stack, limit: int) -> CallSite | None:
+    """Find the user's own frames in a stack, up to `limit` of them."""
+    return capture(stack[0], limit, lambda: stack[1:]) if stack else None
+
+
+def frames_of(stack: Stack) -> Iterator[FrameType]:
+    """Return all the frames of a stack, the innermost first."""
+    for segment in stack:
+        frame: FrameType | None = segment
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
+
+
+def _frame_of(work: Any) -> FrameType | None:  # noqa: ANN401  (whatever can be awaited)
+    for name in ("cr_frame", "gi_frame", "ag_frame"):
+        frame = getattr(work, name, None)
+        if isinstance(frame, FrameType):  # that of a compiled coroutine is another thing
+            return frame
+    return None
+
+
+def _awaited_by(work: Any) -> Any:  # noqa: ANN401  (whatever can be awaited)
+    for name in ("cr_await", "gi_yieldfrom", "ag_await"):
+        if hasattr(work, name):
+            return getattr(work, name)
+    if hasattr(work, "get_coro"):  # a task
+        return work.get_coro()
+    # What stands between a coroutine and what it really waits for does not tell of it, but refers
+    # to it: the step of an asynchronous generator, the iterator of a future.
+    return next((one for one in gc.get_referents(work) if isinstance(one, _followed())), None)
+
+
+def _followed() -> tuple[type, ...]:
+    return (CoroutineType, GeneratorType, AsyncGeneratorType, *_task_types())
+
+
+def _task_types() -> tuple[type, ...]:
+    asyncio: Any = modules.get("asyncio")
+    return () if asyncio is None else (asyncio.Task,)
+
+
+def _stacks_within(work: Any, frame: FrameType) -> Iterator[FrameType]:  # noqa: ANN401
+    """Return the stacks that work goes on with.
+
+    That of a greenlet, in which SQLAlchemy runs, or of the thread that it waits for.
+    """
+    greenlets: Any = modules.get("greenlet")
+    is_thread_call = frame.f_code.co_filename.endswith(_THREAD_CALLS)
+    for one in gc.get_referents(work):
+        if greenlets is not None and isinstance(one, greenlets.greenlet):
+            if one.gr_frame is not None:
+                yield one.gr_frame
+        elif is_thread_call and isinstance(one, Thread):
+            yield from thread_stack(one.ident or 0)
+
+
+_THREAD_CALLS: Final = os.path.join("anyio", "_backends", "_asyncio.py")
+"""The file of the coroutine that waits for a thread of AnyIO's, in which Starlette runs what is
+not `async`. It has the thread among its variables."""
+
+
+def _running_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaited)
+    """Return the stack of the thread that runs a coroutine at this moment."""
+    own = _frame_of(work)
+    for stack in sys._current_frames().values():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        if any(frame is own for frame in frames_of([stack])):
+            return [stack]
+    return []

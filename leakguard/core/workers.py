@@ -1,0 +1,60 @@
+"""Workers: the tasks and threads that may be at work with a hold, and where they are now."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import AbstractEventLoop
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from leakguard.core.scope import scopes_around
+from leakguard.core.stacks import Stack, task_stack, thread_stack
+
+if TYPE_CHECKING:
+    from leakguard.core.hold import ConnectionHold
+    from leakguard.core.scope import Scope
+    from leakguard.core.tasks import AnyTask
+
+
+class Workers:
+    """Finds them for any number of holds; the tasks of a loop are scanned once, when needed.
+
+    For one moment: it keeps tasks alive.
+    """
+
+    def __init__(self) -> None:
+        self._by_scope: dict[AbstractEventLoop, dict[Scope, list[AnyTask]]] = {}
+
+    def stacks(self, hold: ConnectionHold) -> Iterator[Stack]:
+        """Return where they are, those first that are the most likely to have it.
+
+        That is who acquired it, who constructed its session, who opened the scope, and the other
+        tasks of the scope.
+        """
+        for holder in hold.holders:
+            yield from _known(holder.stack())
+        scope = hold.scope
+        if scope is None:
+            return
+        loop = None if scope.loop is None else scope.loop()
+        if loop is None:
+            yield from _known(thread_stack(scope.owner))
+            return
+        tasks = self._of_scope(scope, loop)
+        tasks.sort(key=lambda task: id(task) != scope.owner)
+        for task in tasks:
+            yield from _known(task_stack(task))
+
+    def _of_scope(self, scope: Scope, loop: AbstractEventLoop) -> list[AnyTask]:
+        tasks = self._by_scope.get(loop)
+        if tasks is None:
+            tasks = self._by_scope[loop] = {}
+            for task in asyncio.all_tasks(loop):
+                for one in scopes_around(task):
+                    tasks.setdefault(one, []).append(task)
+        return tasks.get(scope, [])
+
+
+def _known(stack: Stack) -> Iterator[Stack]:
+    if stack:
+        yield stack

@@ -1,0 +1,125 @@
+"""Activity: whether a connection that is out is in use at a moment.
+
+An event tells that a statement begins, and none that it ends. While it runs, the function of
+SQLAlchemy's that executes it is on the stack of its thread or of its greenlet.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from functools import lru_cache
+from threading import get_ident
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.engine import Connection, Engine
+
+from leakguard.core.holder import is_on_stack
+from leakguard.core.stacks import frames_of
+from leakguard.sources.sqlalchemy.drivers import read_position
+from leakguard.sources.sqlalchemy.greenlets import current_greenlet
+
+if TYPE_CHECKING:
+    from leakguard.core.stacks import Stack
+
+
+class Execution:
+    """The execution of a statement, known by the frame that it runs in."""
+
+    __slots__ = ("_code", "_context", "_frame", "_greenlet", "_position", "_thread")
+
+    def __init__(self, context: Any, frame: FrameType) -> None:  # noqa: ANN401  (of any dialect)
+        """Take SQLAlchemy's execution context, and the frame of its that calls the event."""
+        self._context = weakref.ref(context)
+        self._frame = id(frame)
+        self._code = frame.f_code
+        self._thread = get_ident()
+        self._greenlet = current_greenlet()
+        self._position: object = None
+        _latest[self._thread] = self
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs: the frame is on the stack, and is not that of a later one."""
+        thread = sys._current_frames().get(self._thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        if self._greenlet is not None:
+            greenlet = self._greenlet()
+            if greenlet is None or greenlet.dead:
+                return False
+            suspended: FrameType | None = greenlet.gr_frame
+            return is_on_stack(suspended or thread, self._frame, self._code)
+        # The frame of the next statement of the thread may well get the same address.
+        latest = _latest.get(self._thread)
+        if latest is not self and latest is not None and latest._frame == self._frame:  # noqa: SLF001
+            return False
+        return is_on_stack(thread, self._frame, self._code)
+
+    def has_moved(self) -> bool:
+        """Return whether rows of a server-side cursor were read since this was last asked."""
+        context = self._context()
+        if context is None or not getattr(context, "_is_server_side", False):
+            return False
+        before, self._position = self._position, read_position(context.cursor)
+        return before != self._position
+
+
+_latest: Final[dict[int, Execution]] = {}
+"""By thread, the execution that began last in it."""
+_LATEST_LIMIT: Final = 10_000
+
+
+def begin_execution(context: Any, frame: FrameType) -> Execution:  # noqa: ANN401  (of any dialect)
+    """Note that a statement begins."""
+    if len(_latest) > _LATEST_LIMIT:  # threads that have ended are never taken out one by one
+        _latest.clear()
+    return Execution(context, frame)
+
+
+def taken_by_connection(frame: FrameType | None) -> bool:
+    """Return whether a `Connection` is what checks out on the stack; its code asks the engine."""
+    for _ in range(_NEAR):
+        if frame is None:
+            return False
+        if frame.f_code is _RAW_CONNECTION:
+            caller = frame.f_back
+            return caller is not None and caller.f_code is _CONNECTION_INIT
+        frame = frame.f_back
+    return False
+
+
+_NEAR: Final = 12
+"""How many frames to look through: SQLAlchemy's and leakguard's own are eight."""
+_RAW_CONNECTION: Final = Engine.raw_connection.__code__
+_CONNECTION_INIT: Final = Connection.__init__.__code__
+
+
+def is_in_database(stack: Stack) -> bool:
+    """Return whether work that is there is inside of SQLAlchemy or a driver.
+
+    Not so where it waits for a connection of a pool, or where SQLAlchemy merely lets it wait.
+    """
+    inside = False
+    for frame in frames_of(stack):
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith("sqlalchemy.pool.") and frame.f_code.co_name == _WAITS_FOR_POOL:
+            return False
+        inside = inside or _is_of_database(module)
+    return inside
+
+
+@lru_cache(maxsize=1024)
+def _is_of_database(module: str) -> bool:
+    return module.partition(".")[0] in _DATABASE_PACKAGES and not module.startswith(_LETS_WAIT)
+
+
+_WAITS_FOR_POOL: Final = "_do_get"
+"""The method of a pool that gets a connection from its queue, or opens one."""
+_LETS_WAIT: Final = ("sqlalchemy.util", "sqlalchemy.ext.asyncio")
+"""Modules that run what is given to them, such as the function of `run_sync`."""
+_DATABASE_PACKAGES: Final = frozenset(
+    (  # noqa: SIM905  (a list of words reads best as words)
+        "sqlalchemy psycopg psycopg2 asyncpg pg8000 pymysql aiomysql asyncmy MySQLdb mysql "
+        "aiosqlite oracledb pymssql pyodbc aioodbc"
+    ).split()
+)

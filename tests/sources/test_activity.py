@@ -1,0 +1,296 @@
+"""Whether a connection that is out is in use: as a statement runs, and as it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.util import await_only
+
+from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware
+from leakguard.core.hold import ConnectionHold
+from leakguard.core.stacks import thread_stack
+from leakguard.sources.sqlalchemy import activity
+from leakguard.sources.sqlalchemy.activity import (
+    Execution,
+    is_in_database,
+    taken_by_connection,
+)
+from tests.support import PATIENCE, Recorder
+
+QUERY = text("SELECT 1")
+
+
+@pytest.fixture
+def watching(recorder: Recorder) -> Iterator[LeakGuard]:
+    """Return a guard that follows statements, and reports nothing by itself."""
+    with LeakGuard(mode="testing", observers=[recorder], held_after=3600.0) as guard:
+        yield guard
+
+
+def connection_of(guard: LeakGuard) -> ConnectionHold:
+    """Return the one connection that is out."""
+    [hold] = [hold for hold in guard.open_holds() if isinstance(hold, ConnectionHold)]
+    return hold
+
+
+def during_statements(engine: Engine, look: Callable[[], object]) -> list[object]:
+    """Have `look` called while each statement runs, by the driver's place in it."""
+    seen: list[object] = []
+
+    @event.listens_for(engine, "do_execute")
+    def execute(cursor: Any, *_: Any) -> None:
+        seen.append(look())
+
+    return seen
+
+
+def test_a_statement_runs_until_it_has_run(watching: LeakGuard, engine: Engine) -> None:
+    """As seen from another thread, too."""
+    seen = during_statements(engine, lambda: in_thread(lambda: connection_of(watching).executing))
+    with Session(engine) as db:
+        for _ in range(3):
+            db.execute(QUERY)
+            assert not connection_of(watching).executing
+    assert seen == [True, True, True]
+
+
+def in_thread(look: Callable[[], object]) -> object:
+    """Return what another thread sees."""
+    seen: list[object] = []
+    thread = threading.Thread(target=lambda: seen.append(look()))
+    thread.start()
+    thread.join(PATIENCE)
+    return seen[0]
+
+
+def test_the_statement_of_another_connection_is_not_one_s_own(
+    watching: LeakGuard, engine: Engine
+) -> None:
+    """Although it runs in the same thread, in a frame that may have the same address."""
+    first = engine.connect()
+    first.execute(QUERY)
+    hold = connection_of(watching)
+    seen = during_statements(engine, lambda: hold.executing)
+    with engine.connect() as second:
+        for _ in range(3):
+            second.execute(QUERY)
+    assert seen == [False, False, False]
+    first.close()
+
+
+def test_a_frame_that_another_statement_has_by_now() -> None:
+    """The one that began last in the thread is the one that runs in it."""
+    frame = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    first = Execution(Context(), frame)
+    assert first.running
+    second = Execution(Context(), frame)
+    assert not first.running
+    assert second.running
+
+
+def test_a_statement_within_a_statement(watching: LeakGuard, engine: Engine) -> None:
+    """The outer one runs on."""
+    outer = engine.connect()
+    seen: list[bool] = []
+    inner = engine.connect()
+
+    @event.listens_for(engine, "do_execute")
+    def execute(cursor: Any, statement: str, *_: Any) -> None:
+        if statement == "SELECT 2":
+            inner.execute(QUERY)
+            seen.append(first.executing)
+
+    first = next(one for one in watching.open_holds() if isinstance(one, ConnectionHold))
+    outer.execute(text("SELECT 2"))
+    assert seen == [True]
+    inner.close()
+    outer.close()
+
+
+def test_a_statement_runs_in_its_greenlet(watching: LeakGuard, tmp_path: Any) -> None:
+    """Seen from another task while it waits, and by no one once it has ended."""
+
+    async def main() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
+        waits, go = asyncio.Event(), asyncio.Event()
+
+        @event.listens_for(engine.sync_engine, "do_execute")
+        def execute(*_: Any) -> None:
+            waits.set()
+            await_only(go.wait())
+
+        async with AsyncSession(engine) as db:
+            running = asyncio.create_task(db.execute(QUERY))
+            await waits.wait()
+            hold = connection_of(watching)
+            assert hold.executing
+            assert in_thread(lambda: hold.executing)
+            go.set()
+            await running
+            del running
+            assert not hold.executing
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_a_greenlet_that_runs_is_on_the_stack_of_its_thread(
+    watching: LeakGuard, tmp_path: Any
+) -> None:
+    """It is not suspended, and so has no stack of its own."""
+
+    async def main() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
+        seen = during_statements(engine.sync_engine, lambda: connection_of(watching).executing)
+        async with AsyncSession(engine) as db:
+            await db.execute(QUERY)
+        assert seen == [True]
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_what_is_known_of_threads_has_a_bound(
+    watching: LeakGuard, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that have ended nobody tells."""
+    monkeypatch.setattr(activity, "_LATEST_LIMIT", 1)
+    latest: dict[int, Any] = activity._latest  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to fill it
+    latest.update({-1: None, -2: None})
+    with Session(engine) as db:
+        db.execute(QUERY)
+        assert len(latest) == 1
+
+
+class Context:
+    """The execution context of a statement with a server-side cursor."""
+
+    _is_server_side = True
+
+    def __init__(self) -> None:
+        self.cursor = SimpleNamespace(rownumber=1)
+
+
+def test_only_a_server_side_cursor_moves(watching: LeakGuard, engine: Engine) -> None:
+    """The rows of others are all there, or are read at once."""
+    with Session(engine) as db:
+        context = Context()
+        db.execute(QUERY)
+        hold: Any = connection_of(watching)
+        assert not hold.execution.has_moved()
+        execution = Execution(context, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        assert execution.has_moved()
+        assert not execution.has_moved()
+        context.cursor.rownumber = 2
+        assert execution.has_moved()
+        del context
+        assert not execution.has_moved()
+
+
+# --- who has it -----------------------------------------------------------------------------------
+
+
+def test_who_took_it_decides_whether_its_use_can_be_noticed(
+    watching: LeakGuard, engine: Engine
+) -> None:
+    """Nobody notices what happens to the connection of a driver in C."""
+    with engine.connect():
+        assert connection_of(watching).tells_idleness
+    with Session(engine) as db:
+        db.execute(QUERY)
+        assert connection_of(watching).tells_idleness
+    raw = engine.raw_connection()
+    hold = connection_of(watching)
+    assert not hold.tells_idleness
+    raw.close()
+    assert not hold.tells_idleness
+    from_pool = engine.pool.connect()
+    assert not connection_of(watching).tells_idleness
+    from_pool.close()
+    assert not taken_by_connection(None)
+
+
+def test_whoever_commits_is_in_the_database(watching: LeakGuard, engine: Engine) -> None:
+    """And not whoever waits for another connection, or runs what SQLAlchemy was given to run."""
+    seen: list[bool] = []
+
+    def look(*_: object) -> None:
+        seen.append(connection_of(watching).occupied_by(thread_stack(threading.get_ident())))
+
+    with Session(engine) as db:
+        event.listen(db, "after_commit", look)
+        db.execute(QUERY)
+        look()
+        db.commit()
+    assert seen == [False, True]
+
+
+def test_whoever_waits_for_a_connection_is_not_in_the_database(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has already is idle in the meantime."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}", poolclass=QueuePool, pool_size=1)
+    pool: Any = engine.pool
+    seen: list[bool] = []
+
+    def look(*_: Any, **__: Any) -> Any:
+        seen.append(is_in_database(thread_stack(threading.get_ident())))
+        raise LookupError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._pool, "get", look)  # noqa: SLF001  (what it waits in)
+        with pytest.raises(LookupError):
+            engine.connect()
+    assert seen == [False]
+    engine.dispose()
+
+
+# --- the lifespan ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_lifespan", [True, False])
+def test_what_an_application_keeps_for_its_life(
+    recorder: Recorder, engine: Engine, by_lifespan: bool
+) -> None:
+    """It may be idle for as long as it likes; what a task of the lifespan's takes may not."""
+    held = threading.Event()
+
+    class Held(Recorder):
+        def found(self, finding: Any) -> None:
+            super().found(finding)
+            held.set()
+
+    recorder = Held()
+
+    async def work(end: asyncio.Event) -> None:
+        with engine.connect():
+            await end.wait()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        end = asyncio.Event()
+        kept = engine.connect() if by_lifespan else None
+        task = asyncio.create_task(work(end))
+        assert await asyncio.to_thread(held.wait, PATIENCE)
+        assert [finding.kind for finding in recorder.findings] == [FindingKind.HELD]
+        assert recorder.findings[0].evidence.now_at is not None
+        assert recorder.findings[0].evidence.now_at.function.endswith("work")
+        end.set()
+        await task
+        if kept is not None:
+            kept.close()
+
+    guard = LeakGuard(mode="testing", observers=[recorder], held_after=0.05)
+    middleware = LeakGuardMiddleware(app, guard=guard)
+    with guard:
+        asyncio.run(middleware({"type": "lifespan"}, None, None))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # not used
+    assert len(recorder.findings) == 1
