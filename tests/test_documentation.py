@@ -26,7 +26,9 @@ from leakguard import (
     Scope,
     Wait,
 )
+from leakguard.core.clock import monotonic
 from leakguard.core.diagnosis import Case, diagnose
+from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
 from leakguard.core.settings import Mode, Options, build_settings
 from leakguard.observers.prometheus import Metrics
 from tests.core import fakes
@@ -35,6 +37,7 @@ from tests.core.fakes import make_finding
 ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
+EXHAUSTED = (ROOT / "docs" / "pool-exhausted.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -178,6 +181,34 @@ def test_the_report_of_the_readme_is_one() -> None:
         usage=PoolUsage(1, 15, 1),
     )
     assert f"```\n{finding}\n```" in README
+
+
+def test_the_report_on_an_exhausted_pool_is_what_leakguard_writes() -> None:
+    """As an error shows it: the one who waited, who has the connections, and the cause."""
+    guard = fakes.make_guard()
+    scope = fakes.ended_scope(guard, "GET /items")
+    get_db = fakes.site_at("app/db.py", 12, "get_db")
+    found = Exhaustion(
+        Limits(5, 10, 30.0),
+        15,
+        (
+            PoolUsers("GET /items/{item_id}", get_db, Use.LEAKED, 11, 250.0),
+            PoolUsers(
+                "POST /orders", get_db, Use.IDLE, 4, 12.0, fakes.site_at("app/pay.py", 41, "charge")
+            ),
+        ),
+        (PoolUsers("GET /items", fakes.site_at("app/items.py", 41, "read_items"), None, 25, 30.0),),
+        blocks_loop=False,
+        threads=None,
+    )
+    finding = guard.exhausted(found, scope, "main", 30.0)
+    scope.opened_at, scope.closed_at = monotonic() - 30.0, None
+    *report, seen = str(finding).splitlines()
+    error = "sqlalchemy.exc.TimeoutError: QueuePool limit of size 5 overflow 10 reached"
+    assert error in README
+    assert error in EXHAUSTED
+    assert "\n".join(report) in README
+    assert "\n".join([*report, re.sub(r"\[.*\]", "[4f629a26f1535531]", seen)]) in EXHAUSTED
 
 
 def python_blocks() -> list[str]:

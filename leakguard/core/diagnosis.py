@@ -1,4 +1,4 @@
-"""Diagnosis: from the evidence of a finding to the likely mistake and its fix.
+"""Diagnosis: from the evidence of a finding on a hold to the likely mistake and its fix.
 
 A cause is named only where the evidence carries it. Each rule looks at one finding's `Case`
 and either explains it or passes it on; the first that explains it wins.

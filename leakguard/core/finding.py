@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from leakguard.core.callsite import CallSite, import_path
 
 if TYPE_CHECKING:
+    from leakguard.core.exhaustion import Exhaustion
     from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
 
@@ -35,6 +36,8 @@ class FindingKind(StrEnum):
     """A connection is still out although its scope has ended and nothing could return it."""
     RECLAIMED = "reclaimed"
     """Nobody closed a connection: the garbage collector gave it back or threw it away."""
+    POOL_EXHAUSTED = "pool_exhausted"
+    """A checkout timed out, because the pool had no connection left."""
     HELD = "held"
     """Out and idle for longer than `held_after` seconds, its scope still open or outside of any."""
     OUTLIVES_SCOPE = "outlives_scope"
@@ -57,6 +60,7 @@ class FindingKind(StrEnum):
 _SEVERITIES: Final[Mapping[FindingKind, Severity]] = {
     FindingKind.LEAKED: Severity.ERROR,
     FindingKind.RECLAIMED: Severity.ERROR,
+    FindingKind.POOL_EXHAUSTED: Severity.ERROR,
     FindingKind.HELD: Severity.WARNING,
 }
 
@@ -99,7 +103,8 @@ class Evidence:
     late_by: float | None = None
     """Seconds after the last byte of the response at which it came back."""
     waited: float | None = None
-    """Seconds for which somebody might have given it back before it was called leaked."""
+    """Seconds for which somebody might have given it back before it was called leaked; or for which
+    a connection was waited for in vain."""
     now_at: CallSite | None = None
     """Where those who have it were at that moment, for a connection that is held."""
 
@@ -124,6 +129,8 @@ class Finding:
     """Other kinds that fit the same hold; the most severe one names the finding."""
     usage: PoolUsage | None = None
     """How full the pool was."""
+    exhaustion: Exhaustion | None = None
+    """Who had the connections of the pool that was exhausted, and who waited."""
     count: int = 1
     """How often this fingerprint was found so far in this process, this one included."""
     first_seen: datetime = field(default_factory=lambda: datetime.now().astimezone())
@@ -177,14 +184,14 @@ class SentFinding(Finding):
 
 
 def fingerprint(
-    kind: FindingKind, created_at: CallSite | None, acquired_at: CallSite | None
+    kind: FindingKind, created_at: CallSite | None, acquired_at: CallSite | None, *more: str
 ) -> str:
-    """Name a mistake: its kind, and the lines that made it relative to their functions.
+    """Name a mistake: its kind, the lines that made it relative to their functions, and `more`.
 
     Neither the folder of the project nor the lines above a function are part of it, so that
     it survives a move to another host and an edit elsewhere in the file.
     """
-    parts = [kind.value, _position(created_at), _position(acquired_at)]
+    parts = [kind.value, _position(created_at), _position(acquired_at), *more]
     return hashlib.blake2s("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 

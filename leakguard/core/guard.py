@@ -20,6 +20,8 @@ from leakguard.core.register import Register
 from leakguard.core.report import describe_return
 from leakguard.core.scope import NO_EVENTS, EventLog, Scope, Tally
 from leakguard.core.settings import Mode
+from leakguard.core.signals import handle_signal
+from leakguard.core.table import OpenHolds, headed
 from leakguard.core.verdict import Verdict
 from leakguard.core.watch import WATCH
 from leakguard.exceptions import SettingsError
@@ -27,6 +29,7 @@ from leakguard.exceptions import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from leakguard.core.exhaustion import Exhaustion
     from leakguard.core.finding import Finding
     from leakguard.core.observer import Observer
     from leakguard.core.pool import PoolChange, Wait
@@ -153,13 +156,31 @@ class Guard:
             if self._blocks == 0 and not self._was_installed:
                 self.uninstall()
 
-    def open_holds(self) -> tuple[Hold, ...]:
-        """Return a snapshot of every open hold, sessions and connections, oldest first."""
+    def open_holds(self) -> OpenHolds:
+        """Return a snapshot of every open hold, sessions and connections, oldest first.
+
+        It is a tuple, and `str()` of it, as in `print(guard.open_holds())`, is a table.
+        """
         for hold in self._open.copy():
             if not hold.collected and not hold.open:
                 self.released(hold)
             hold.find_owner()
-        return tuple(hold for hold in self._open.copy() if not hold.collected)
+        return OpenHolds(hold for hold in self._open.copy() if not hold.collected)
+
+    def log_on_signal(self, number: int) -> None:
+        """Write the table of open holds to the log, at WARNING, whenever a signal comes.
+
+        `number` is that of the signal, such as `signal.SIGUSR2`. A handler that is there already
+        is called, too. Has to be called in the main thread, which handles signals.
+
+        Raises `SettingsError` for what is no signal, or cannot be handled.
+        """
+        handle_signal(number, self._log_open_holds)
+
+    def _log_open_holds(self) -> None:
+        # Not where the signal comes, which may be in the middle of a logging handler.
+        WATCH.start()
+        WATCH.post(lambda: LOGGER.warning("%s", headed(self.open_holds())))
 
     def has(self, hold: Hold) -> bool:
         """Return whether a hold is among the open ones, as far as events told."""
@@ -277,6 +298,20 @@ class Guard:
         observers = self.observers
         if observers.waited:
             observers.tell(observers.waited, wait)
+
+    def has_leaked(self, hold: Hold) -> bool:
+        """Return whether `hold` was reported as leaked, and has not come back."""
+        findings = self._unresolved.get(hold, ())
+        return any(finding.kind is FindingKind.LEAKED for finding in findings)
+
+    def exhausted(
+        self, exhaustion: Exhaustion, scope: Scope | None, pool: str, waited: float
+    ) -> Finding:
+        """Take note that a checkout timed out, and return what there is to say of it."""
+        finding, told = self._register.enter_exhaustion(exhaustion, scope, pool, waited)
+        if told:
+            self.observers.tell(self.observers.found, finding)
+        return finding
 
     def _forget_open(self) -> None:
         for hold in self._open.copy():

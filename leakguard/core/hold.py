@@ -9,6 +9,7 @@ from leakguard.core.allow import allowed_block
 from leakguard.core.clock import monotonic
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Iterator
     from types import CodeType
 
@@ -255,6 +256,16 @@ class ConnectionHold(Hold):
         for hold in (self, self.session):
             if hold is not None and hold.holder is not None:
                 yield hold.holder
+
+    def needs(self, loop: AbstractEventLoop) -> bool:
+        """Return whether those who have it are tasks of `loop`, and do not go on without it."""
+        if self.guard.has_leaked(self):
+            return False
+        holders = list(self.holders)
+        if holders:
+            return any(holder.loop is loop for holder in holders)
+        loop_ref = None if self.scope is None else self.scope.loop
+        return loop_ref is not None and loop_ref() is loop
 
     @property
     def session_from_outside(self) -> bool:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from leakguard.core.diagnosis import Case, diagnose
+from leakguard.core.exhaustion import advise, conclude, main_group
 from leakguard.core.faults import FROM_OUTSIDE
 from leakguard.core.finding import Evidence, Finding, FindingKind, Severity, fingerprint
 from leakguard.core.hold import ConnectionHold
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from leakguard.core.callsite import CallSite
+    from leakguard.core.exhaustion import Exhaustion
     from leakguard.core.faults import Faults
     from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
@@ -50,6 +52,16 @@ class Register:
             return None
         self._count(finding)
         return finding
+
+    def enter_exhaustion(
+        self, exhaustion: Exhaustion, scope: Scope | None, pool: str, waited: float
+    ) -> tuple[Finding, bool]:
+        """Make the finding on a pool, and count it; say whether it is to be told."""
+        finding = make_pool_finding(exhaustion, scope, pool, waited)
+        if self._ignored(finding):
+            return finding, False
+        self._count(finding)
+        return finding, True
 
     def _ignored(self, finding: Finding) -> bool:
         for predicate in self._ignore:
@@ -104,6 +116,26 @@ def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -
         also=also,
         # Not for notices, which healthy requests may have: it looks at every connection out.
         usage=None if kind.severity is Severity.NOTICE else hold.usage,
+    )
+
+
+def make_pool_finding(
+    exhaustion: Exhaustion, scope: Scope | None, pool: str, waited: float
+) -> Finding:
+    """Write down who had the connections of a pool when a checkout in `scope` timed out."""
+    kind = FindingKind.POOL_EXHAUSTED
+    conclusion = conclude(exhaustion)
+    about = main_group(exhaustion, conclusion)
+    site = None if about is None else about.site
+    return Finding(
+        kind=kind,
+        hold=None,
+        scope=scope,
+        pool=pool,
+        hint=advise(exhaustion, conclusion),
+        fingerprint=fingerprint(kind, None, site, conclusion.value),
+        evidence=Evidence(held_for=0.0, idle_for=None, waited=waited),
+        exhaustion=exhaustion,
     )
 
 

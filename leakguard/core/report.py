@@ -10,9 +10,11 @@ from leakguard.core.callsite import relative_path
 from leakguard.core.faults import FAULTS
 from leakguard.core.finding import FindingKind
 from leakguard.core.hold import ConnectionHold
+from leakguard.core.words import seconds, shorten
 
 if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite
+    from leakguard.core.exhaustion import Exhaustion, PoolUsers
     from leakguard.core.finding import Finding, PoolUsage
     from leakguard.core.hold import Hold
 
@@ -21,8 +23,8 @@ Part = Callable[["Finding"], Iterator[tuple[str, str]]]
 """Some facts of a finding, each with its label."""
 
 _LABEL_WIDTH: Final = 17
-_STATEMENT_WIDTH: Final = 200
 _CALLERS_SHOWN: Final = 4
+_GROUPS_SHOWN: Final = 10
 
 _ALSO: Final = {
     FindingKind.RETURNED_LATE: "came back late",
@@ -111,14 +113,18 @@ _FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
     "fix": lambda f: f.hint.fix,
     "resolution": lambda f: f.resolution,
     "pool": lambda f: f.pool,
-    "pool_out": lambda f: f.usage and f.usage.out,
+    "pool_out": lambda f: f.exhaustion.out if f.exhaustion else f.usage and f.usage.out,
     "pool_capacity": lambda f: f.usage and f.usage.capacity,
     "pool_same_line": lambda f: f.usage and f.usage.same_line,
+    "pool_size": lambda f: f.exhaustion and f.exhaustion.limits.size,
+    "pool_overflow": lambda f: f.exhaustion and f.exhaustion.limits.overflow,
+    "holders": lambda f: f.exhaustion and [_group(one) for one in f.exhaustion.holders],
+    "waiters": lambda f: f.exhaustion and [_group(one) for one in f.exhaustion.waiters],
     "resource": lambda f: f.hold and f.hold.resource,
     "created_at": lambda f: f.hold and _site_dict(f.hold.created_at),
     "acquired_at": lambda f: f.hold and _site_dict(f.hold.acquired_at),
     "statement": lambda f: f.hold and f.hold.statement,
-    "held_for": lambda f: f.evidence.held_for,
+    "held_for": lambda f: f.hold and f.evidence.held_for,
     "idle_for": lambda f: f.evidence.idle_for,
     "in_transaction": lambda f: f.evidence.in_transaction,
     "backend_pid": lambda f: f.evidence.backend_pid,
@@ -183,6 +189,9 @@ _WHAT: Final[dict[FindingKind, Callable[[Finding], str]]] = {
     FindingKind.RECLAIMED: lambda f: (
         f"left a connection of pool {_pool(f)} to the garbage collector"
     ),
+    FindingKind.POOL_EXHAUSTED: lambda f: (
+        f"waited {seconds(f.evidence.waited or 0.0)} in vain for a connection of pool {_pool(f)}"
+    ),
     FindingKind.HELD: lambda f: (
         f"holds a connection of pool {_pool(f)} that has been idle for "
         f"{seconds(f.evidence.idle_for or 0.0)}"
@@ -210,6 +219,8 @@ def _pool(finding: Finding) -> str:
 
 def _where(finding: Finding) -> str:
     hold = finding.hold
+    if finding.exhaustion is not None:
+        return f"by {finding.hint.cause}"
     site = hold and (hold.created_at or hold.acquired_at)
     return "from an unknown line" if site is None else f"from {site}"
 
@@ -257,6 +268,38 @@ def _usage_facts(finding: Finding) -> Iterator[tuple[str, str]]:
         yield "pool", _usage(finding.usage, finding)
 
 
+def _exhaustion_facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    if finding.exhaustion is not None:
+        yield from exhaustion_lines(finding.exhaustion)
+
+
+def exhaustion_lines(exhaustion: Exhaustion) -> Iterator[tuple[str, str]]:
+    """Write who has the connections of a pool, and who waits, each line with its label."""
+    limits = exhaustion.limits
+    sizes = "" if limits.size is None else f", size {limits.size}, overflow {limits.overflow}"
+    yield "pool", f"{exhaustion.out} connections out{sizes}; {exhaustion.waiting} checkouts waiting"
+    yield from _group_lines("held by", exhaustion.holders)
+    unknown = exhaustion.out - sum(group.count for group in exhaustion.holders)
+    if unknown > 0:
+        yield "", f"{unknown} x nobody knows: taken before leakguard was installed"
+    yield from _group_lines("waiting", exhaustion.waiters)
+
+
+def _group_lines(label: str, groups: tuple[PoolUsers, ...]) -> Iterator[tuple[str, str]]:
+    for number, group in enumerate(groups[:_GROUPS_SHOWN]):
+        yield "" if number else label, _group(group)
+    if len(groups) > _GROUPS_SHOWN:
+        rest = groups[_GROUPS_SHOWN:]
+        yield "", f"{sum(group.count for group in rest)} x others, from {len(rest)} lines"
+
+
+def _group(group: PoolUsers) -> str:
+    where = "from an unknown line" if group.site is None else f"from {group.site}"
+    use = "" if group.use is None else f"{group.use}, "
+    now = "" if group.now_at is None else f", now at {group.now_at}"
+    return f"{group.count} x {group.who}, {where}: {use}for up to {seconds(group.longest)}{now}"
+
+
 def _hint_facts(finding: Finding) -> Iterator[tuple[str, str]]:
     if finding.hint.cause is not None:
         yield "likely cause", finding.hint.cause
@@ -276,6 +319,7 @@ _PARTS: Final[dict[str, Part]] = {
     "state": _state_facts,
     "also": _also_facts,
     "pool": _usage_facts,
+    "exhaustion": _exhaustion_facts,
     "hint": _hint_facts,
     "seen": _history_facts,
 }
@@ -327,19 +371,3 @@ def _seen(finding: Finding) -> str:
     return (
         f"{finding.count} times since {finding.first_seen:%H:%M:%S}{first} [{finding.fingerprint}]"
     )
-
-
-def seconds(value: float) -> str:
-    """Write a duration so that it reads well: `12 ms`, `3.2 s`, `4 min 10 s`."""
-    if value < 1:
-        return f"{value * 1000:.0f} ms"
-    if value < 120:  # noqa: PLR2004  (two minutes)
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s"
-
-
-def shorten(statement: str) -> str:
-    """Write SQL text on one line of bounded length."""
-    line = " ".join(statement.split())
-    return line if len(line) <= _STATEMENT_WIDTH else line[: _STATEMENT_WIDTH - 1] + "…"

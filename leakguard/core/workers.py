@@ -11,6 +11,8 @@ from leakguard.core.scope import scopes_around
 from leakguard.core.stacks import Stack, task_stack, thread_stack
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from leakguard.core.hold import ConnectionHold
     from leakguard.core.scope import Scope
     from leakguard.core.tasks import AnyTask
@@ -44,6 +46,16 @@ class Workers:
         tasks.sort(key=lambda task: id(task) != scope.owner)
         for task in tasks:
             yield from _known(task_stack(task))
+
+    def stack_through(self, scope: Scope, frame: FrameType) -> Stack:
+        """Return where the task of a scope is whose stack has `frame` as innermost of a segment.
+
+        That is how a greenlet is found, which does not know the task that it works for.
+        """
+        loop = None if scope.loop is None else scope.loop()
+        tasks = [] if loop is None else self._of_scope(scope, loop)
+        stacks = map(task_stack, tasks)
+        return next((stack for stack in stacks if any(one is frame for one in stack)), [frame])
 
     def _of_scope(self, scope: Scope, loop: AbstractEventLoop) -> list[AnyTask]:
         tasks = self._by_scope.get(loop)

@@ -119,4 +119,6 @@ def fields_of(finding: Finding) -> dict[str, Any]:
         for part in ("file", "line", "function"):
             facts[f"{name}_{part}"] = site.get(part)
     facts["also"] = ",".join(facts["also"])
+    for name in ("holders", "waiters"):
+        facts[name] = facts[name] and "; ".join(facts[name])
     return {f"leakguard_{name}": value for name, value in facts.items()}

@@ -80,9 +80,9 @@ def test_it_is_the_same_in_another_process() -> None:
 
 
 def test_severities() -> None:
-    """Only what lost a connection is an error."""
+    """What lost a connection is an error, and what waited for one in vain."""
     errors = [kind for kind in FindingKind if kind.severity is Severity.ERROR]
-    assert errors == [FindingKind.LEAKED, FindingKind.RECLAIMED]
+    assert errors == [FindingKind.LEAKED, FindingKind.RECLAIMED, FindingKind.POOL_EXHAUSTED]
 
 
 def test_a_finding_knows_whether_it_is_resolved() -> None:

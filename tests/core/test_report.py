@@ -18,11 +18,10 @@ from leakguard.core.report import (
     render,
     repetition,
     resolution,
-    seconds,
-    shorten,
     to_dict,
 )
 from leakguard.core.scope import NO_EVENTS
+from leakguard.core.words import seconds, shorten
 from tests.core.fakes import (
     FakeConnection,
     construct,
@@ -211,6 +210,7 @@ def test_a_finding_on_a_pool_has_no_hold_to_describe(caplog: pytest.LogCaptureFi
 HEADLINES = {
     FindingKind.LEAKED: 'did not give back a connection of pool "main"',
     FindingKind.RECLAIMED: 'left a connection of pool "main" to the garbage collector',
+    FindingKind.POOL_EXHAUSTED: 'waited 1.0 s in vain for a connection of pool "main"',
     FindingKind.HELD: 'holds a connection of pool "main" that has been idle for 100 ms',
     FindingKind.OUTLIVES_SCOPE: (
         "ended while task 'worker' still had a connection of pool \"main\""
@@ -229,7 +229,7 @@ HEADLINES = {
 @pytest.mark.parametrize("kind", FindingKind)
 def test_every_kind_has_its_headline(kind: FindingKind) -> None:
     """It can be understood alone."""
-    evidence = Evidence(0.1, 0.1, late_by=3.2, outlived_by="task 'worker'")
+    evidence = Evidence(0.1, 0.1, late_by=3.2, outlived_by="task 'worker'", waited=1.0)
     assert headline(finding(kind, evidence=evidence)) == (
         f"{kind}: GET /items/{{item_id}} (500 in 12 ms) {HEADLINES[kind]}"
     )

@@ -12,7 +12,6 @@ from textwrap import indent
 from typing import Final
 
 from tests.scenarios.databases import DRIVERS, Databases, Driver, Unavailable
-from tests.scenarios.pending import PENDING
 from tests.scenarios.rows import SCENARIOS
 from tests.scenarios.suite import Scenario, observe, verdict
 
@@ -43,7 +42,7 @@ def render(observed: Observed) -> str:
         forms = list(group)
         cells = [_cell(forms, driver, observed) for driver in DRIVERS]
         lines.append(_row([str(number), title, expected, *cells]))
-    return "\n".join([*lines, "", *_exits_first(), "", *_pending(), "", *_limits(), ""])
+    return "\n".join([*lines, "", *_exits_first(), "", *_limits(), ""])
 
 
 def expected(one: Scenario, driver: Driver) -> Collection[str]:
@@ -110,13 +109,6 @@ def _exits_first() -> Iterator[str]:
     ):
         if verdict_then is not None:
             yield f"- {number}, {title}: {verdict_then}"
-
-
-def _pending() -> Iterator[str]:
-    yield "Not said yet, and so not expected above:"
-    yield ""
-    for number, what in PENDING.items():
-        yield f"- {number}: {what}"
 
 
 def _limits() -> Iterator[str]:

@@ -254,11 +254,11 @@ class Lab:
         """Make another asynchronous engine, with options."""
         return self.bench.async_engine(**options)
 
-    def obstacle(self) -> Obstruction:
-        """Put something in the way of a statement, before the engine has connections."""
+    def obstacle(self, **options: Any) -> Obstruction:
+        """Put something in the way of a statement, before the engine, with options, connects."""
         if self.bench.driver.form == "async":
-            return Obstruction(self, self.make_async_engine().sync_engine)
-        return Obstruction(self, self.make_engine())
+            return Obstruction(self, self.make_async_engine(**options).sync_engine)
+        return Obstruction(self, self.make_engine(**options))
 
     # --- the application --------------------------------------------------------------------------
 

@@ -101,11 +101,28 @@ def is_in_database(stack: Stack) -> bool:
     """
     inside = False
     for frame in frames_of(stack):
-        module = str(frame.f_globals.get("__name__"))
-        if module.startswith("sqlalchemy.pool.") and frame.f_code.co_name == _WAITS_FOR_POOL:
+        if _is_of_pool(frame, _GETS):
             return False
-        inside = inside or _is_of_database(module)
+        inside = inside or _is_of_database(_module(frame))
     return inside
+
+
+def waits_for_pool(stack: Stack) -> bool:
+    """Return whether work that is there waits until a pool has a connection for it."""
+    for frame in frames_of(stack):
+        if _is_of_pool(frame, _OPENS):
+            return False
+        if _is_of_pool(frame, _GETS):
+            return True
+    return False
+
+
+def _is_of_pool(frame: FrameType, function: str) -> bool:
+    return frame.f_code.co_name == function and _module(frame).startswith("sqlalchemy.pool.")
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
 
 
 @lru_cache(maxsize=1024)
@@ -113,8 +130,10 @@ def _is_of_database(module: str) -> bool:
     return module.partition(".")[0] in _DATABASE_PACKAGES and not module.startswith(_LETS_WAIT)
 
 
-_WAITS_FOR_POOL: Final = "_do_get"
-"""The method of a pool that gets a connection from its queue, or opens one."""
+_GETS: Final = "_do_get"
+"""The method of a pool that gets a connection from its queue, or has one opened."""
+_OPENS: Final = "_create_connection"
+"""The method of a pool that opens one."""
 _LETS_WAIT: Final = ("sqlalchemy.util", "sqlalchemy.ext.asyncio")
 """Modules that run what is given to them, such as the function of `run_sync`."""
 _DATABASE_PACKAGES: Final = frozenset(

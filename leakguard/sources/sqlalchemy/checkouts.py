@@ -92,6 +92,11 @@ class Checkouts:
             return None
         return guard, self._facts_of(pool, sys._getframe(1), guard).name  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
 
+    def of_pool(self, pool: Pool) -> list[Checkout]:
+        """List the connections of a pool that are out, whatever guard watches them."""
+        checkouts: list[Checkout] = list(self._open.copy().values())
+        return [hold for hold in checkouts if hold.facts.ref() is pool and hold.open]
+
     def share_out(self) -> None:
         """Tell a guard of every pool that it watches and of which nobody is told."""
         for facts in list(self._pools.copy().values()):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
+from leakguard.core.exhaustion import Limits
 from leakguard.exceptions import SettingsError
 from leakguard.sources.sqlalchemy.ledger import Ledger
 
@@ -62,18 +63,22 @@ def pool_facts(
 
     Its ledger begins with the entries in `idle`, and tells `guard`.
     """
-    dialect = pool._dialect  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
     engine = _engine_of(pool, frame)
     name = _pool_name(pool, engine)
     return PoolFacts(
         ref=weakref.ref(pool),
         name=name,
-        is_async=dialect.is_async,
+        is_async=is_async(pool),
         shares=isinstance(pool, StaticPool),
         nests=isinstance(pool, SingletonThreadPool),
         engine=None if engine is None else weakref.ref(engine),
         ledger=Ledger(guard, name, pool_fill(pool)[1], idle),
     )
+
+
+def is_async(pool: Pool) -> bool:
+    """Return whether a pool is that of an `AsyncEngine`."""
+    return pool._dialect.is_async  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
 
 
 def pool_of(record: Any) -> Pool:  # noqa: ANN401  (its class does not say that it knows)
@@ -104,6 +109,17 @@ def pool_fill(pool: Pool) -> tuple[int | None, int | None]:
         return out, None if overflow < 0 else size + overflow
     except Exception:  # noqa: BLE001  (a class of the user's may count in a way of its own)
         return None, None
+
+
+def pool_limits(pool: Pool) -> Limits:
+    """Return what a pool allows, as far as its class says so."""
+    asked = cast("Any", pool)
+    try:
+        overflow: int = asked._max_overflow  # noqa: SLF001  (no public way; tested)
+        timeout = float(asked._timeout)  # noqa: SLF001  (no public way; tested)
+        return Limits(int(asked.size()), None if overflow < 0 else overflow, timeout)
+    except Exception:  # noqa: BLE001  (a class of the user's may do it in a way of its own)
+        return Limits(None, None, None)
 
 
 def check_engines(engines: tuple[object, ...] | None) -> None:

@@ -1,4 +1,4 @@
-"""Waits: how long checkouts take, and which time out.
+"""Waits: how long checkouts take, which time out, and who had the connections then.
 
 No event precedes a checkout, and none follows one that times out: `Pool.connect` is wrapped
 while a guard is installed.
@@ -6,39 +6,90 @@ while a guard is installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Iterator
+from threading import get_ident
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool
 
+from leakguard.core.callsite import capture
 from leakguard.core.clock import monotonic
+from leakguard.core.exhaustion import Exhaustion, Waiter, survey
 from leakguard.core.pool import Wait
+from leakguard.core.scope import current_scope
+from leakguard.core.stacks import Stack, call_site, thread_stack
+from leakguard.core.tasks import running_loop
+from leakguard.core.workers import Workers
+from leakguard.sources.anyio import thread_limit
 from leakguard.sources.patch import Patch
+from leakguard.sources.sqlalchemy.activity import waits_for_pool
 from leakguard.sources.sqlalchemy.checkouts import Checkouts
+from leakguard.sources.sqlalchemy.greenlets import current_greenlet, parent_stacks
 from leakguard.sources.sqlalchemy.listeners import report_fault
+from leakguard.sources.sqlalchemy.pools import is_async, pool_fill, pool_limits
 
 if TYPE_CHECKING:
+    from weakref import ref
+
     from sqlalchemy.pool import PoolProxiedConnection
+
+    from leakguard.core.guard import Guard
+    from leakguard.core.scope import Scope
+
+
+class _Checkout(NamedTuple):
+    """A checkout that is under way."""
+
+    pool: int
+    """The `id()` of the pool."""
+    began: float
+    scope: Scope | None
+    thread: int
+    greenlet: ref[Any] | None
+
+
+class _Survey(NamedTuple):
+    """What was found out of an exhausted pool.
+
+    For all checkouts that time out at about the same time: they are many.
+    """
+
+    made_at: float
+    exhaustion: Exhaustion
 
 
 class Waits:
-    """Takes the time of every checkout."""
+    """Takes the time of every checkout, and explains those that time out."""
 
     def __init__(self, checkouts: Checkouts) -> None:
         self._checkouts = checkouts
+        self._under_way: dict[object, _Checkout] = {}
+        self._surveys: WeakKeyDictionary[Pool, _Survey] = WeakKeyDictionary()
         self.patches = (Patch(Pool, "connect", self._wrap_connect),)
 
     def _wrap_connect(
         self, original: Callable[[Pool], PoolProxiedConnection]
     ) -> Callable[[Pool], PoolProxiedConnection]:
+        under_way = self._under_way
+
         def connect(pool: Pool) -> PoolProxiedConnection:
+            key = object()
             began = monotonic()
+            under_way[key] = _Checkout(
+                id(pool), began, current_scope.get(), get_ident(), current_greenlet()
+            )
             try:
                 proxy = original(pool)
-            except PoolTimeoutError:
+            except PoolTimeoutError as error:
                 self._tell(pool, None, began)
+                self._explain(pool, error, began)
                 raise
+            finally:
+                under_way.pop(key, None)
             self._tell(pool, proxy, began)
             return proxy
 
@@ -52,3 +103,64 @@ class Waits:
                 guard.waited(Wait(name, monotonic() - began, proxy is None))
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
+
+    def _explain(self, pool: Pool, error: PoolTimeoutError, began: float) -> None:
+        """Add to the error who has the connections, and tell the guard."""
+        try:
+            told = self._checkouts.told_of(pool, None)
+            if told is not None:
+                guard, name = told
+                frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+                waited = monotonic() - began
+                exhaustion = self._survey(pool, guard, frame)
+                finding = guard.exhausted(exhaustion, current_scope.get(), name, waited)
+                error.add_note(str(finding))
+        except Exception as fault:  # noqa: BLE001  (the caller must get its own error)
+            report_fault(fault)
+
+    def _survey(self, pool: Pool, guard: Guard, frame: FrameType) -> Exhaustion:
+        now = monotonic()
+        known = self._surveys.get(pool)
+        if known is not None and now - known.made_at < _SURVEY_AGE:
+            return known.exhaustion
+        holds = self._checkouts.of_pool(pool)
+        loop = None if is_async(pool) else running_loop()
+        exhaustion = survey(
+            holds,
+            self._waiters(pool, guard, frame, now),
+            pool_limits(pool),
+            out=pool_fill(pool)[0],
+            blocks_loop=loop is not None and any(hold.needs(loop) for hold in holds),
+            threads=thread_limit(),
+        )
+        self._surveys[pool] = _Survey(now, exhaustion)
+        return exhaustion
+
+    def _waiters(self, pool: Pool, guard: Guard, frame: FrameType, now: float) -> Iterator[Waiter]:
+        own = get_ident(), current_greenlet()
+        frames = guard.settings.frames
+        workers = Workers()
+        under_way = list(self._under_way.copy().values())
+        for one in (one for one in under_way if one.pool == id(pool)):
+            if (one.thread, one.greenlet) == own:
+                opener = None if one.scope is None else one.scope.opener
+                site = capture(frame, frames, parent_stacks, opener)
+                yield Waiter(one.scope, now - one.began, site)
+            else:
+                stack = _stack_of(one, workers)
+                waits = not stack or waits_for_pool(stack)
+                site = call_site(stack, frames)
+                yield Waiter(one.scope, now - one.began, site, has_one=not waits)
+
+
+def _stack_of(waiting: _Checkout, workers: Workers) -> Stack:
+    if waiting.greenlet is None:
+        return thread_stack(waiting.thread)
+    frame: FrameType | None = getattr(waiting.greenlet(), "gr_frame", None)
+    if frame is None:  # it runs, or has ended by now
+        return []
+    return [frame] if waiting.scope is None else workers.stack_through(waiting.scope, frame)
+
+
+_SURVEY_AGE: Final = 0.1
+"""Seconds for which a survey serves the further checkouts that time out."""

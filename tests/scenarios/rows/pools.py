@@ -2,26 +2,28 @@
 
 import asyncio
 import threading
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]  # has none
-from sqlalchemy import text
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
 from leakguard import FindingKind
-from tests.scenarios.lab import Lab
-from tests.scenarios.suite import CONNECTION_LEAKED, LEAKED, scenario
+from tests.scenarios.lab import Lab, Obstruction
+from tests.scenarios.suite import CONNECTION_LEAKED, LEAKED, Expected, scenario
 from tests.support import PATIENCE
 
 QUERY = text("SELECT 1")
-FULL: dict[str, Any] = {"pool_size": 5, "max_overflow": 10, "pool_timeout": 0.3}
+FULL: dict[str, Any] = {"pool_size": 15, "max_overflow": 0, "pool_timeout": 0.3}
 REQUESTS = 40
 CONNECTIONS = 15
 SERVERS = ("PostgreSQL", "MariaDB")
@@ -30,14 +32,27 @@ NESTED = replace(CONNECTION_LEAKED, kind=FindingKind.NESTED_CHECKOUT)
 # --- 19 and 20: the pool runs dry -----------------------------------------------------------------
 
 
-@scenario(19, "40 requests at once, 15 connections, no leak", crowd=False)
+EXHAUSTED = Expected(
+    FindingKind.POOL_EXHAUSTED,
+    status=500,
+    times=REQUESTS - CONNECTIONS,
+    says="no leak: 15 of 15 connections are out and idle, most of them while their owners are at ",
+)
+CROWDED = replace(
+    EXHAUSTED,
+    says=" wanted one at the same time, and the pool has 15 (size 15, overflow 0)",
+)
+
+
+@scenario(19, "40 requests at once, 15 connections, nothing leaks", EXHAUSTED)
 async def more_requests_than_connections_sync(lab: Lab) -> None:
     engine = lab.make_engine(**FULL)
+    await run_in_threadpool(open_all, engine)
     errors: list[PoolTimeoutError] = []
     go = threading.Event()
 
-    @lab.app.get("/")
-    def clean() -> None:
+    @lab.app.get("/leak")
+    def leak() -> None:
         with Session(engine) as db:
             try:
                 db.execute(QUERY)
@@ -51,14 +66,15 @@ async def more_requests_than_connections_sync(lab: Lab) -> None:
     await see_time_outs(lab, errors)
 
 
-@scenario(19, "40 requests at once, 15 connections, no leak", crowd=False)
+@scenario(19, "40 requests at once, 15 connections, nothing leaks", EXHAUSTED)
 async def more_requests_than_connections_async(lab: Lab) -> None:
     engine = lab.make_async_engine(**FULL)
+    await open_all_async(engine)
     errors: list[PoolTimeoutError] = []
     go = asyncio.Event()
 
-    @lab.app.get("/")
-    async def clean() -> None:
+    @lab.app.get("/leak")
+    async def leak() -> None:
         async with AsyncSession(engine) as db:
             try:
                 await db.execute(QUERY)
@@ -72,17 +88,79 @@ async def more_requests_than_connections_async(lab: Lab) -> None:
     await see_time_outs(lab, errors)
 
 
+def open_all(engine: Engine) -> None:
+    """Open the connections of the pool beforehand: that may take longer than the time-out."""
+    with ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            stack.enter_context(engine.connect())
+
+
+async def open_all_async(engine: AsyncEngine) -> None:
+    """Open them for an asynchronous engine."""
+    async with AsyncExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            await stack.enter_async_context(engine.connect())
+
+
 async def see_time_outs(lab: Lab, errors: list[PoolTimeoutError]) -> None:
     """Make the requests; the very errors of the pool leave the application."""
-    requests = [lab.get("/", raises=True) for _ in range(REQUESTS)]
+    requests = [lab.get(raises=True) for _ in range(REQUESTS)]
     answers = await asyncio.gather(*requests, return_exceptions=True)
     raised = [answer for answer in answers if isinstance(answer, BaseException)]
     assert len(raised) == REQUESTS - CONNECTIONS
     assert set(map(id, raised)) == set(map(id, errors))
     assert {error.code for error in errors} == {"3o7r"}
+    for error in errors:
+        [note] = error.__notes__
+        assert note.startswith("pool_exhausted: GET /leak (")
 
 
-@scenario(20, "15 leaks, then a time-out", replace(LEAKED, times=CONNECTIONS))
+@scenario(19, "the same, while they run statements", CROWDED)
+async def more_statements_than_connections_sync(lab: Lab) -> None:
+    obstacle = lab.obstacle(**FULL)
+    await run_in_threadpool(open_all, obstacle.engine)
+
+    @lab.app.get("/leak")
+    def leak() -> None:
+        with Session(obstacle.engine) as db:
+            db.execute(obstacle.statement)
+            db.rollback()
+
+    await see_crowd(lab, obstacle)
+
+
+@scenario(19, "the same, while they run statements", CROWDED)
+async def more_statements_than_connections_async(lab: Lab) -> None:
+    obstacle = lab.obstacle(**FULL)
+    await open_all_async(obstacle.async_engine)
+
+    @lab.app.get("/leak")
+    async def leak() -> None:
+        async with AsyncSession(obstacle.async_engine) as db:
+            await db.execute(obstacle.statement)
+            await db.rollback()
+
+    await see_crowd(lab, obstacle)
+
+
+async def see_crowd(lab: Lab, obstacle: Obstruction) -> None:
+    """Make the requests, and let their statements end when the others have waited in vain."""
+    requests = [asyncio.create_task(lab.get(raises=True)) for _ in range(REQUESTS)]
+    await lab.until(lambda: len(lab.recorder.findings) == REQUESTS - CONNECTIONS)
+    obstacle.let_go()
+    answers = await asyncio.gather(*requests, return_exceptions=True)
+    assert sum(isinstance(one, PoolTimeoutError) for one in answers) == REQUESTS - CONNECTIONS
+
+
+VICTIM = replace(
+    EXHAUSTED,
+    scope="GET /victim",
+    times=1,
+    says="leaks: 15 of 15 connections were never given back, most of them from ",
+)
+
+
+@scenario(20, "15 leaks, then a time-out", replace(LEAKED, times=CONNECTIONS), VICTIM)
 async def leaks_then_time_out_sync(lab: Lab) -> None:
     engine = lab.make_engine(**FULL | {"pool_timeout": 0.05})
 
@@ -99,7 +177,7 @@ async def leaks_then_time_out_sync(lab: Lab) -> None:
     await leak_and_time_out(lab)
 
 
-@scenario(20, "15 leaks, then a time-out", replace(LEAKED, times=CONNECTIONS))
+@scenario(20, "15 leaks, then a time-out", replace(LEAKED, times=CONNECTIONS), VICTIM)
 async def leaks_then_time_out_async(lab: Lab) -> None:
     engine = lab.make_async_engine(**FULL | {"pool_timeout": 0.05})
 
