@@ -50,6 +50,12 @@ def get_db_that_closes_another_one() -> Iterator[Any]:
     audit_db.close()
 
 
+def get_db_that_closes_another_one_of_the_same_name() -> Iterator[Any]:
+    db = Session()
+    yield db
+    (db := pending.pop()).close()
+
+
 def get_db_of_a_registry() -> Iterator[Any]:
     yield Session
     Session.remove()
@@ -296,6 +302,7 @@ def test_the_method_that_is_skipped_is_named() -> None:
         get_db_that_removes_something_else,
         get_db_that_closes_something_else,
         get_db_that_closes_another_one,
+        get_db_that_closes_another_one_of_the_same_name,
     ],
 )
 def test_a_close_of_something_else_is_not_said_to_be_skipped(

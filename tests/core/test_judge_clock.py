@@ -83,6 +83,11 @@ class JudgeBench:
         asyncio.run(self.close())
         return sessions
 
+    def end_with_connection(self) -> None:
+        """End the scope with a connection of its own that is out."""
+        self.scope.open_holds = {FakeConnection(self.hold.guard): None}
+        asyncio.run(self.close())
+
     async def close(self) -> None:
         """End the scope in a loop."""
         self.judge.close(self.scope)
@@ -140,6 +145,31 @@ def test_after_forgetting_sessions_are_looked_at_as_ever() -> None:
     bench.end_with_sessions()
     bench.do_next()
     assert bench.kinds == [FindingKind.UNCLOSED_SESSION] * 2
+    assert bench.planned == []
+
+
+@pytest.mark.usefixtures("many_tasks")
+def test_after_forgetting_connections_are_looked_at_as_ever() -> None:
+    """Whoever forgets may have lost the look that was planned, as the child of a fork has."""
+    bench = JudgeBench()
+    bench.end_with_connection()
+    bench.end_with_connection()
+    assert len(bench.planned) == 1
+    bench.planned.clear()
+    bench.judge.forget()
+    bench.end_with_connection()
+    assert len(bench.planned) == 1
+    bench.do_next()
+    assert bench.kinds == [LEAKED, LEAKED]
+    assert bench.planned == []
+
+
+def test_a_session_is_left_to_the_handler_of_its_scope_s_exception() -> None:
+    """It is outside of the scope, and may yet close the session."""
+    bench = JudgeBench()
+    bench.scope.handled_outside = True
+    bench.end_with_sessions()
+    assert bench.kinds == [None]
     assert bench.planned == []
 
 
@@ -258,6 +288,25 @@ def test_the_deadline_for_other_work_does_not_wait_for_the_look() -> None:
     asyncio.run(main())
 
 
+def test_the_deadline_for_other_work_is_planned_once() -> None:
+    """However often there is a look before it, as at the end of each of the other tasks."""
+
+    async def main() -> None:
+        bench = JudgeBench()
+        bench.hold.holder = None
+        contexts = [contextvars.copy_context() for _ in range(3)]
+        tasks = [context.run(start_within, bench.scope) for context in contexts]
+        bench.judge.close(bench.scope)
+        for task in tasks:
+            assert bench.kinds == [None]
+            assert [when for when, _ in bench.planned] == [105.0]
+            task.cancel()
+            await let_tasks_run()
+        assert bench.kinds == [None, LEAKED]
+
+    asyncio.run(main())
+
+
 def test_work_that_has_ended_was_not_given_up() -> None:
     """That the verdict waited is worth saying only where somebody was still at work."""
     bench = JudgeBench()
@@ -323,6 +372,63 @@ def test_work_that_is_seen_to_run_after_the_wait_is_checked_until_it_has_ended()
     bench.holder.goes_on = False
     bench.do_next()
     assert bench.kinds == [None, LEAKED]
+
+
+def test_nothing_is_said_of_what_work_has_taken_after_its_scope_while_it_runs() -> None:
+    """It was not out when the scope ended, so that it does not outlive it."""
+    bench = JudgeBench()
+    bench.judge.outlived(bench.scope, bench.hold)
+    bench.do_next()
+    assert (bench.now, bench.kinds) == (101.0, [])
+    bench.holder.goes_on = False
+    bench.do_next()
+    assert (bench.now, bench.kinds) == (103.0, [LEAKED])
+
+
+def test_work_that_leaves_what_it_took_after_its_scope_is_named() -> None:
+    """Also where nobody has looked at it while it ran."""
+    bench = JudgeBench()
+    bench.judge.outlived(bench.scope, bench.hold)
+    bench.holder.goes_on = False
+    bench.do_next()
+    assert bench.kinds == [LEAKED]
+    assert bench.hold.outlived_by == str(bench.holder)
+
+
+def test_what_the_scope_s_own_work_took_as_another_thread_ended_it_is_judged_at_once() -> None:
+    """There is no other work that could be waited for, or named."""
+    bench = JudgeBench()
+    bench.hold.holder = None
+    bench.judge.outlived(bench.scope, bench.hold)
+    assert bench.kinds == [LEAKED]
+    assert bench.hold.outlived_by is None
+    assert bench.planned == []
+
+
+def test_what_is_allowed_after_its_scope_is_not_looked_at() -> None:
+    """As during the scope: nothing will be said of it, whatever becomes of it."""
+    bench = JudgeBench()
+    bench.hold.allowed = "streams the export"
+    bench.judge.outlived(bench.scope, bench.hold)
+    assert bench.planned == []
+    assert not bench.holder.callbacks
+
+
+def test_other_work_on_the_loop_may_give_back_what_a_callback_of_it_took() -> None:
+    """A callback is no task: which loop it ran on is known from the moment at which it took it."""
+
+    async def main() -> None:
+        bench = JudgeBench()
+        other = contextvars.copy_context().run(start_within, bench.scope)
+        bench.judge.outlived(bench.scope, bench.hold)
+        bench.holder.goes_on = False
+        bench.holder.tell()
+        assert bench.kinds == []
+        other.cancel()
+        await let_tasks_run()
+        assert bench.kinds == [LEAKED]
+
+    asyncio.run(main())
 
 
 def test_one_check_is_planned_for_all_that_work_takes_after_its_scope() -> None:

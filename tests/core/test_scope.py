@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from leakguard import Scope, SettingsError
+from leakguard import Scope, SettingsError, allow
 from leakguard.core.scope import (
     NO_EVENTS,
     EventLog,
@@ -96,6 +96,19 @@ def test_in_a_copy_of_its_context_its_parent_is_current_again() -> None:
         copy = entered.copy()
         copy.run(block.__exit__, None, None, None)
         assert copy.get(current_scope) is parent
+    guard.uninstall()
+
+
+def test_a_block_of_another_request_is_foreign_to_the_scopes_within_this_one_too() -> None:
+    """It exempts nothing there either, while a block of their own does."""
+    guard = installed()
+    block = allow("streams the export of another request")
+    with block, guard.scope("request") as request:
+        request.foreign_block = block
+        with guard.scope("job") as job:
+            assert take(guard, job).allowed is None
+            with allow("keeps a lock"):
+                assert take(guard, job).allowed == "keeps a lock"
     guard.uninstall()
 
 
