@@ -136,8 +136,9 @@ def shortage(screen: Screen, with_finally: Shortage, without: Shortage) -> None:
     )
     _running_dry(screen, without)
     screen.say(
-        f"Request {POOL_SIZE + 1} did nothing wrong, and its error does not say who did. "
-        "leakguard had named the line with request 1, before anybody noticed a thing."
+        f"Request {POOL_SIZE + 1} did nothing wrong, and SQLAlchemy's error does not say who did. "
+        "leakguard adds that to it. It had named the line with request 1, before anybody noticed a "
+        "thing."
     )
     screen.show(titled("with finally", "the same requests"), _requests(screen, with_finally))
     screen.say(*_about_collector(without))
@@ -147,8 +148,9 @@ def _running_dry(screen: Screen, without: Shortage) -> None:
     requests = Group(titled("without finally"), _requests(screen, without))
     guarded = quoted("leakguard, with request 1", without.failing[0].log)
     failed = quoted(f"the server's error, with request {POOL_SIZE + 1}", without.then.error)
+    added = quoted("what leakguard adds to it", without.then.log)
     both = (beside(requests, guarded),) if screen.wide else (requests, "", guarded)
-    screen.show(*both, failed)
+    screen.show(*both, failed, added)
 
 
 def _requests(screen: Screen, seen: Shortage) -> Table:

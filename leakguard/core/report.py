@@ -277,12 +277,17 @@ def exhaustion_lines(exhaustion: Exhaustion) -> Iterator[tuple[str, str]]:
     """Write who has the connections of a pool, and who waits, each line with its label."""
     limits = exhaustion.limits
     sizes = "" if limits.size is None else f", size {limits.size}, overflow {limits.overflow}"
-    yield "pool", f"{exhaustion.out} connections out{sizes}; {exhaustion.waiting} checkouts waiting"
+    out, waiting = exhaustion.out, exhaustion.waiting
+    yield "pool", f"{_count(out, 'connection')} out{sizes}; {_count(waiting, 'checkout')} waiting"
     yield from _group_lines("held by", exhaustion.holders)
     unknown = exhaustion.out - sum(group.count for group in exhaustion.holders)
     if unknown > 0:
         yield "", f"{unknown} x nobody knows: taken before leakguard was installed"
     yield from _group_lines("waiting", exhaustion.waiters)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _group_lines(label: str, groups: tuple[PoolUsers, ...]) -> Iterator[tuple[str, str]]:

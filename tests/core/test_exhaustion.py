@@ -178,6 +178,15 @@ def test_who_needs_a_loop() -> None:
     guard.uninstall()
 
 
+def test_one_is_told_in_the_singular() -> None:
+    """As the only connection of a pool, for which one request waits."""
+    waiting = (PoolUsers("GET /", PAY, None, 1, 4.0),)
+    found = Exhaustion(Limits(1, 0, 4.0), 1, (), waiting, blocks_loop=False, threads=None)
+    assert "1 connection out, size 1, overflow 0; 1 checkout waiting\n" in str(
+        make_pool_finding(found, None, "main", 4.0)
+    )
+
+
 def test_how_often_a_pool_was_exhausted_is_told_with_its_cause() -> None:
     """There is no line of a hold to tell."""
     finding = make_pool_finding(exhaustion(group(Use.LEAKED)), None, "main", 4.0)
