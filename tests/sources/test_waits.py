@@ -19,7 +19,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool
 
 from leakguard import FindingKind, LeakGuard
 from leakguard.core.exhaustion import Use
@@ -171,7 +171,7 @@ def test_tasks_that_wait_are_told(
     async def main() -> None:
         engine = create_async_engine(
             f"sqlite+aiosqlite:///{tmp_path / 'test.db'}",
-            poolclass=None,
+            poolclass=AsyncAdaptedQueuePool,  # not the default before SQLAlchemy 2.0.38
             pool_size=1,
             max_overflow=0,
             pool_timeout=0.2,
