@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from leakguard.core.finding import Hint
-from leakguard.core.stacks import Stack, call_site
+from leakguard.core.stacks import first_site
 from leakguard.core.words import seconds
 from leakguard.core.workers import Workers
 
@@ -191,13 +191,7 @@ def _use_of(hold: ConnectionHold, waiting: set[Scope], long: float) -> Use:
 
 
 def _now_at(hold: ConnectionHold, workers: Workers) -> CallSite | None:
-    return site_of_stacks(workers.stacks(hold), hold.guard.settings.frames)
-
-
-def site_of_stacks(stacks: Iterable[Stack], limit: int) -> CallSite | None:
-    """Return the user's own line in the first stack that has one."""
-    sites = (call_site(stack, limit) for stack in stacks)
-    return next((site for site in sites if site is not None), None)
+    return first_site(workers.stacks(hold), hold.guard.settings.frames)
 
 
 # --- the conclusion -------------------------------------------------------------------------------

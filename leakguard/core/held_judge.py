@@ -11,7 +11,7 @@ from leakguard.core.clock import monotonic
 from leakguard.core.faults import apart
 from leakguard.core.finding import FindingKind
 from leakguard.core.hold import ConnectionHold
-from leakguard.core.stacks import call_site
+from leakguard.core.stacks import first_site
 from leakguard.core.verdict import Verdict
 from leakguard.core.watch import WATCH
 from leakguard.core.workers import Workers
@@ -97,8 +97,7 @@ class HeldJudge:
             hold.used_monotonic = now
         elif idle >= self._held_after:
             hold.held_reported = True
-            sites = (call_site(stack, hold.guard.settings.frames) for stack in stacks)
-            hold.now_at = next((site for site in sites if site is not None), None)
+            hold.now_at = first_site(stacks, hold.guard.settings.frames)
             self._found(hold, Verdict(FindingKind.HELD))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from sys import modules
 from threading import Thread
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
@@ -56,6 +56,12 @@ def chain_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaited)
 def call_site(stack: Stack, limit: int) -> CallSite | None:
     """Find the user's own frames in a stack, up to `limit` of them."""
     return capture(stack[0], limit, lambda: stack[1:]) if stack else None
+
+
+def first_site(stacks: Iterable[Stack], limit: int) -> CallSite | None:
+    """Return the user's own line in the first stack that has one."""
+    sites = (call_site(stack, limit) for stack in stacks)
+    return next((site for site in sites if site is not None), None)
 
 
 def frames_of(stack: Stack) -> Iterator[FrameType]:

@@ -17,14 +17,13 @@ from leakguard.core.exhaustion import (
     advise,
     conclude,
     main_group,
-    site_of_stacks,
     survey,
 )
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.register import make_pool_finding
 from leakguard.core.report import repetition
 from leakguard.core.scope import NO_EVENTS, Scope
-from leakguard.core.stacks import Stack
+from leakguard.core.stacks import Stack, first_site
 from tests.core.fakes import FakeConnection, installed, make_guard, site_at, take
 
 LIMITS = Limits(5, 10, 4.0)
@@ -195,8 +194,8 @@ def test_how_often_a_pool_was_exhausted_is_told_with_its_cause() -> None:
 
 def test_a_place_is_the_first_that_is_the_user_s() -> None:
     """Nowhere, if none is."""
-    assert site_of_stacks([], 1) is None
-    assert site_of_stacks([[]], 1) is None
+    assert first_site([], 1) is None
+    assert first_site([[]], 1) is None
 
 
 # --- the conclusion -------------------------------------------------------------------------------

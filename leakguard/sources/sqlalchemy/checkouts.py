@@ -281,7 +281,8 @@ class Checkouts:
         hold.uses = ()
         hold.open_checkouts = self._open
         hold.execution = None
-        hold.by_connection = taken_by_connection(frame)
+        # Needed for `held` alone, and it costs a walk.
+        hold.by_connection = guard.settings.held_after is None or taken_by_connection(frame)
         hold.ref = IdRef(proxy, self._proxy_gone)
         if scope is None:
             hold.holder = current_holder(None)
