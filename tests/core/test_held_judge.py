@@ -11,7 +11,15 @@ from leakguard.core.held_judge import HeldJudge
 from leakguard.core.scope import NO_EVENTS, Scope
 from leakguard.core.stacks import Stack
 from leakguard.core.verdict import Verdict
-from tests.core.fakes import FakeConnection, FakeSession, ended_scope, make_guard
+from tests.core.fakes import (
+    FakeConnection,
+    FakeSession,
+    ended_scope,
+    installed,
+    make_guard,
+    take,
+)
+from tests.support import Recorder
 
 
 class Watched(FakeConnection):
@@ -221,3 +229,17 @@ def test_the_looks_have_bounds(held_after: float, pause: float) -> None:
     bench = HeldBench(held_after)
     bench.take()
     assert [when - bench.now for when, _ in bench.planned] == [pytest.approx(pause)]
+
+
+def test_a_guard_that_is_installed_again_looks_again(recorder: Recorder) -> None:
+    """The look that was planned went with the watch of before."""
+    guard = installed(recorder, held_after=0.01)
+    take(guard)
+    guard.uninstall()
+    recorder.findings.clear()  # the first may have been told by then
+    guard.install()
+    hold = take(guard)
+    recorder.wait_for(lambda: recorder.kinds == [FindingKind.HELD])
+    assert recorder.findings[0].hold is hold
+    hold.give_back()
+    guard.uninstall()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -223,3 +225,21 @@ def test_holders_tell_where_they_are() -> None:
         "stack",
         "test_holders_tell_where_they_are",
     ]
+
+
+def test_a_thread_that_does_something_else_is_no_place_of_the_holder_s() -> None:
+    """What it took is not what the thread works on by then."""
+    with ThreadPoolExecutor(1) as pool:
+        context = contextvars.copy_context()
+        holder = pool.submit(context.run, current_holder, None).result()
+        assert holder is not None
+        begun, end = threading.Event(), threading.Event()
+
+        def other() -> None:
+            begun.set()
+            end.wait(PATIENCE)
+
+        pool.submit(other)
+        assert begun.wait(PATIENCE)
+        assert holder.stack() == []
+        end.set()

@@ -199,6 +199,7 @@ def test_tasks_that_wait_are_told(
     first = recorder.findings[0].exhaustion
     assert first is not None
     assert first.waiting == 2
+    assert not first.blocks_loop
     line = line_marked(HERE, "waits in its task")
     lines = {group.site and group.site.line for group in first.waiters}
     # Of one in no scope only the one that times out itself has its own stack.
