@@ -1,10 +1,14 @@
-"""Whether the garbage collector is at work: then some code is interrupted at any point."""
+"""Whether the garbage collector is at work, and keeping it from work for a moment."""
 
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from threading import get_ident
 from typing import Final, Literal
+
+from leakguard.core.lock import LOCK
 
 
 class Collector:
@@ -40,3 +44,48 @@ class Collector:
 
 
 COLLECTOR: Final = Collector()
+
+
+class CollectorPause:
+    """Keeps it from running while a block looks at the stacks of other threads.
+
+    Python 3.11 may start it in the middle of `frame.f_back`, which makes an object. What it calls
+    may let the other thread go on, whose frame is gone when Python comes back to it: the process
+    crashes. (For the same reason `sys._current_frames` does it since 3.11.5, by gh-106883.) Since
+    3.12 it starts only between two instructions of a program.
+    """
+
+    def __init__(self, *, needed: bool = sys.version_info < (3, 12)) -> None:
+        self._needed = needed
+        self._blocks = 0
+        self._was_enabled = False
+
+    def __enter__(self) -> None:
+        if self._needed:
+            with LOCK:
+                if self._blocks == 0:
+                    self._was_enabled = gc.isenabled()
+                    gc.disable()
+                self._blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        if self._needed:
+            with LOCK:
+                self._blocks -= 1
+                self._go_on()
+
+    def forget_parent(self) -> None:
+        """End the blocks of other threads, which the child of a fork does not have."""
+        if self._blocks:
+            self._blocks = 0
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._blocks == 0 and self._was_enabled:
+            gc.enable()
+
+
+PAUSE: Final = CollectorPause()
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=PAUSE.forget_parent)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import threading
 import weakref
 from contextvars import ContextVar
 from functools import lru_cache
-from types import CodeType, FrameType
+from types import FrameType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from leakguard.core.endings import Callback, on_done, on_gone
-from leakguard.core.stacks import Stack, task_stack, thread_stack
+from leakguard.core.stacks import Stack, is_on_stack, task_stack, thread_stack
 from leakguard.core.strand import Strand, current_strand, is_running, strand_stack
 from leakguard.core.tasks import AnyTask, current_task
 
@@ -168,8 +167,7 @@ class ThreadHolder:
         """
         if self._work() is None:
             return False
-        stack = sys._current_frames().get(self._thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        return is_on_stack(stack, self._frame, self._code)
+        return is_on_stack(self._frame, self._code, thread_stack(self._thread))
 
     def stack(self) -> Stack:
         """Return where the thread is, while it runs that function."""
@@ -201,23 +199,6 @@ def current_owner() -> int:
         return id(task)
     strand = current_strand()
     return threading.get_ident() if strand is None else id(strand.work)
-
-
-def is_on_stack(stack: FrameType | None, frame_id: int, code: CodeType) -> bool:
-    """Return whether the frame with that id and code is, or might be, `stack` or further out.
-
-    The thread goes on while its stack is walked. A frame that returns meanwhile still knows its
-    caller, but a generator that yields does not: where the way ends at one, nobody knows.
-    """
-    outermost = stack
-    while stack is not None:
-        if id(stack) == frame_id and stack.f_code is code:
-            return True
-        outermost, stack = stack, stack.f_back
-    return outermost is not None and bool(outermost.f_code.co_flags & _SUSPENDABLE)
-
-
-_SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def _current_run(thread: int) -> _ThreadRun:

@@ -2,21 +2,24 @@
 
 A stack is given as the innermost frames of its segments, the innermost segment first: a
 suspended coroutine does not know who awaits it, and a greenlet not on whose stack it hangs.
-Looked at from another thread, while the work may go on: what comes out is for a reader.
+Looked at from another thread, while the work may go on: what comes out is for a reader. Nobody else
+may look at the frames of another thread, and nobody without `PAUSE`.
 """
 
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from sys import modules
 from threading import Thread
-from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any, Final
 
 from leakguard.core.callsite import CallSite, capture
+from leakguard.core.collector import PAUSE
 from leakguard.core.tasks import AnyTask
 
 Stack = list[FrameType]
@@ -28,7 +31,15 @@ _LONGEST_CHAIN: Final = 1000
 
 def thread_stack(thread: int) -> Stack:
     """Return where a thread is; empty where it has ended."""
-    frame = sys._current_frames().get(thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    with PAUSE:
+        frame = sys._current_frames().get(thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    return [] if frame is None else [frame]
+
+
+def greenlet_stack(greenlet: Any) -> Stack:  # noqa: ANN401  (of a library that need not be installed)
+    """Return where a greenlet waits; empty for one that runs, or has ended."""
+    with PAUSE:
+        frame: FrameType | None = greenlet.gr_frame
     return [] if frame is None else [frame]
 
 
@@ -39,6 +50,11 @@ def task_stack(task: AnyTask) -> Stack:
 
 def chain_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaited)
     """Return where a coroutine waits, by what it awaits, or runs."""
+    with PAUSE:
+        return _chain_stack(work)
+
+
+def _chain_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaited)
     found: Stack = []
     for _ in range(_LONGEST_CHAIN):
         if getattr(work, "cr_running", False) or getattr(work, "gi_running", False):
@@ -55,7 +71,8 @@ def chain_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaited)
 
 def call_site(stack: Stack, limit: int) -> CallSite | None:
     """Find the user's own frames in a stack, up to `limit` of them."""
-    return capture(stack[0], limit, lambda: stack[1:]) if stack else None
+    with PAUSE:
+        return capture(stack[0], limit, lambda: stack[1:]) if stack else None
 
 
 def first_site(stacks: Iterable[Stack], limit: int) -> CallSite | None:
@@ -64,13 +81,33 @@ def first_site(stacks: Iterable[Stack], limit: int) -> CallSite | None:
     return next((site for site in sites if site is not None), None)
 
 
-def frames_of(stack: Stack) -> Iterator[FrameType]:
+def frames_of(stack: Stack) -> list[FrameType]:
     """Return all the frames of a stack, the innermost first."""
-    for segment in stack:
-        frame: FrameType | None = segment
-        while frame is not None:
-            yield frame
-            frame = frame.f_back
+    with PAUSE:
+        return [frame for segment in stack for frame in _outwards(segment)]
+
+
+def is_on_stack(frame_id: int, code: CodeType, stack: Stack) -> bool:
+    """Return whether the frame with that id and code is, or might be, on the first segment.
+
+    The thread goes on while its stack is walked. A frame that returns meanwhile still knows its
+    caller, but a generator that yields does not: where the way ends at one, nobody knows.
+    """
+    outermost: FrameType | None = None
+    for frame in frames_of(stack[:1]):
+        if id(frame) == frame_id and frame.f_code is code:
+            return True
+        outermost = frame
+    return outermost is not None and bool(outermost.f_code.co_flags & _SUSPENDABLE)
+
+
+_SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _frame_of(work: Any) -> FrameType | None:  # noqa: ANN401  (whatever can be awaited)
@@ -110,8 +147,7 @@ def _stacks_within(work: Any, frame: FrameType) -> Iterator[FrameType]:  # noqa:
     is_thread_call = frame.f_code.co_filename.endswith(_THREAD_CALLS)
     for one in gc.get_referents(work):
         if greenlets is not None and isinstance(one, greenlets.greenlet):
-            if one.gr_frame is not None:
-                yield one.gr_frame
+            yield from greenlet_stack(one)
         elif is_thread_call and isinstance(one, Thread):
             yield from thread_stack(one.ident or 0)
 
@@ -125,6 +161,6 @@ def _running_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaite
     """Return the stack of the thread that runs a coroutine at this moment."""
     own = _frame_of(work)
     for stack in sys._current_frames().values():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        if any(frame is own for frame in frames_of([stack])):
+        if own in frames_of([stack]):
             return [stack]
     return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 from sys import modules
 from typing import Any, NamedTuple
 
-from leakguard.core.stacks import Stack, chain_stack
+from leakguard.core.stacks import Stack, chain_stack, greenlet_stack
 
 
 class Strand(NamedTuple):
@@ -41,7 +41,7 @@ def strand_stack(work: Any) -> Stack:  # noqa: ANN401  (of a library that need n
     """Return where the work of a strand waits or runs; empty for a greenlet that runs."""
     if not hasattr(work, "dead"):
         return chain_stack(work)
-    return [] if work.gr_frame is None else [work.gr_frame]
+    return greenlet_stack(work)
 
 
 def _trio_task(trio: Any) -> Strand | None:  # noqa: ANN401  (a module that need not be installed)

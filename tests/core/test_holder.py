@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
-import sys
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
 from typing import Any
 
 import anyio.to_thread
@@ -19,7 +17,7 @@ import uvloop
 
 from leakguard import Hold, Scope
 from leakguard.core.endings import on_done
-from leakguard.core.holder import Holder, TaskHolder, current_holder, current_owner, is_on_stack
+from leakguard.core.holder import Holder, TaskHolder, current_holder, current_owner
 from leakguard.core.scope import scopes_around
 from leakguard.core.tasks import context_among_referents, context_of, loop_ref, other_tasks
 from leakguard.core.watch import WATCH
@@ -311,25 +309,6 @@ def test_work_that_goes_on_far_outside_of_who_took_the_hold_runs(scope: Scope) -
     worker.go_on.set()
     thread.join()
     assert not worker.holder.running()
-
-
-def test_a_stack_that_cannot_be_followed_to_its_end_might_hold_the_frame() -> None:
-    """A generator that yields while its thread's stack is walked has forgotten its caller."""
-
-    def numbers() -> Iterator[FrameType]:
-        yield sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-
-    suspended = numbers()
-    cut_off = next(suspended)
-    assert cut_off.f_back is None
-    assert is_on_stack(cut_off, 0, cut_off.f_code)
-    here = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-    assert here.f_back is not None
-    assert is_on_stack(here, id(here), here.f_code)
-    assert is_on_stack(here, id(here.f_back), here.f_back.f_code)
-    assert not is_on_stack(here, 0, here.f_code)
-    assert not is_on_stack(here, id(here), here.f_back.f_code)
-    assert not is_on_stack(None, 0, here.f_code)
 
 
 def test_the_task_of_another_thread_s_loop_is_not_touched(scope: Scope) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import contextvars
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -18,7 +19,14 @@ from greenlet import greenlet
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from leakguard.core.holder import TaskHolder, current_holder
-from leakguard.core.stacks import call_site, chain_stack, frames_of, task_stack, thread_stack
+from leakguard.core.stacks import (
+    call_site,
+    chain_stack,
+    frames_of,
+    is_on_stack,
+    task_stack,
+    thread_stack,
+)
 from tests.core.fakes import let_tasks_run
 from tests.support import PATIENCE, line_marked
 
@@ -198,7 +206,26 @@ def test_a_thread_that_has_ended_is_nowhere() -> None:
     """Its number may even be another one's by then."""
     assert thread_stack(0) == []
     assert call_site([], 1) is None
-    assert list(frames_of([])) == []
+    assert frames_of([]) == []
+
+
+def test_a_stack_that_cannot_be_followed_to_its_end_might_hold_the_frame() -> None:
+    """A generator that yields while its thread's stack is walked has forgotten its caller."""
+
+    def numbers() -> Iterator[FrameType]:
+        yield sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+
+    suspended = numbers()
+    cut_off = next(suspended)
+    assert cut_off.f_back is None
+    assert is_on_stack(0, cut_off.f_code, [cut_off])
+    here = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    assert here.f_back is not None
+    assert is_on_stack(id(here), here.f_code, [here])
+    assert is_on_stack(id(here.f_back), here.f_back.f_code, [here])
+    assert not is_on_stack(0, here.f_code, [here])
+    assert not is_on_stack(id(here), here.f_back.f_code, [here])
+    assert not is_on_stack(0, here.f_code, [])
 
 
 def test_holders_tell_where_they_are() -> None:

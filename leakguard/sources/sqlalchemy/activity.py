@@ -6,7 +6,6 @@ SQLAlchemy's that executes it is on the stack of its thread or of its greenlet.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from functools import lru_cache
 from threading import get_ident
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.engine import Connection, Engine
 
-from leakguard.core.holder import is_on_stack
-from leakguard.core.stacks import frames_of
+from leakguard.core.stacks import frames_of, greenlet_stack, is_on_stack, thread_stack
 from leakguard.sources.sqlalchemy.drivers import read_position
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet
 
@@ -42,18 +40,17 @@ class Execution:
     @property
     def running(self) -> bool:
         """Whether it runs: the frame is on the stack, and is not that of a later one."""
-        thread = sys._current_frames().get(self._thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        thread = thread_stack(self._thread)
         if self._greenlet is not None:
             greenlet = self._greenlet()
             if greenlet is None or greenlet.dead:
                 return False
-            suspended: FrameType | None = greenlet.gr_frame
-            return is_on_stack(suspended or thread, self._frame, self._code)
+            return is_on_stack(self._frame, self._code, greenlet_stack(greenlet) or thread)
         # The frame of the next statement of the thread may well get the same address.
         latest = _latest.get(self._thread)
         if latest is not self and latest is not None and latest._frame == self._frame:  # noqa: SLF001
             return False
-        return is_on_stack(thread, self._frame, self._code)
+        return is_on_stack(self._frame, self._code, thread)
 
     def has_moved(self) -> bool:
         """Return whether rows of a server-side cursor were read since this was last asked."""

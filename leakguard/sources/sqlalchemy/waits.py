@@ -21,7 +21,7 @@ from leakguard.core.clock import monotonic
 from leakguard.core.exhaustion import Exhaustion, Waiter, survey
 from leakguard.core.pool import Wait
 from leakguard.core.scope import current_scope
-from leakguard.core.stacks import Stack, call_site, thread_stack
+from leakguard.core.stacks import Stack, call_site, greenlet_stack, thread_stack
 from leakguard.core.tasks import running_loop
 from leakguard.core.workers import Workers
 from leakguard.sources.anyio import thread_limit
@@ -156,10 +156,11 @@ class Waits:
 def _stack_of(waiting: _Checkout, workers: Workers) -> Stack:
     if waiting.greenlet is None:
         return thread_stack(waiting.thread)
-    frame: FrameType | None = getattr(waiting.greenlet(), "gr_frame", None)
-    if frame is None:  # it runs, or has ended by now
-        return []
-    return [frame] if waiting.scope is None else workers.stack_through(waiting.scope, frame)
+    greenlet = waiting.greenlet()
+    stack = [] if greenlet is None else greenlet_stack(greenlet)
+    if not stack or waiting.scope is None:  # it runs, or has ended by now, or is nobody's
+        return stack
+    return workers.stack_through(waiting.scope, stack[0])
 
 
 _SURVEY_AGE: Final = 0.1
