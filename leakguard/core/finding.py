@@ -157,7 +157,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every fact of the finding as JSON-ready values."""
-        from leakguard.core.report import to_dict  # noqa: PLC0415  (report knows finding)
+        from leakguard.core.facts import to_dict  # noqa: PLC0415  (facts know finding)
 
         return to_dict(self)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from leakguard.core.callsite import relative_path
 from leakguard.core.faults import FAULTS
@@ -40,7 +40,7 @@ def render(finding: Finding) -> str:
     """
     lines = [headline(finding)]
     for name, part in _PARTS.items():
-        lines += _told(name, partial(_part_lines, part), finding, [])
+        lines += told(name, partial(_part_lines, part), finding, [])
     return "\n".join(lines)
 
 
@@ -86,12 +86,7 @@ def advice(finding: Finding) -> str:
     return f"{headline(finding)}{cause}\n  fix: {hint.fix}"
 
 
-def to_dict(finding: Finding) -> dict[str, Any]:
-    """Return every fact as JSON-ready values under flat, stable names; `None` if it is unknown."""
-    return {name: _told(name, fact, finding, None) for name, fact in _FACTS.items()}
-
-
-def _told(name: str, tell: Callable[[Finding], T], finding: Finding, instead: T) -> T:
+def told(name: str, tell: Callable[[Finding], T], finding: Finding, instead: T) -> T:
     """Return what `tell` gives; a finding is worth reading also where one of its facts is not."""
     try:
         return tell(finding)
@@ -100,68 +95,13 @@ def _told(name: str, tell: Callable[[Finding], T], finding: Finding, instead: T)
         return instead
 
 
-_FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
-    "kind": lambda f: f.kind.value,
-    "severity": lambda f: f.severity.value,
-    "message": headline,
-    "fingerprint": lambda f: f.fingerprint,
-    "count": lambda f: f.count,
-    "first_seen": lambda f: f.first_seen.isoformat(),
-    "first_scope": lambda f: f.first_scope,
-    "also": lambda f: [kind.value for kind in f.also],
-    "cause": lambda f: f.hint.cause,
-    "fix": lambda f: f.hint.fix,
-    "resolution": lambda f: f.resolution,
-    "pool": lambda f: f.pool,
-    "pool_out": lambda f: f.exhaustion.out if f.exhaustion else f.usage and f.usage.out,
-    "pool_capacity": lambda f: f.usage and f.usage.capacity,
-    "pool_same_line": lambda f: f.usage and f.usage.same_line,
-    "pool_size": lambda f: f.exhaustion and f.exhaustion.limits.size,
-    "pool_overflow": lambda f: f.exhaustion and f.exhaustion.limits.overflow,
-    "holders": lambda f: f.exhaustion and [_group(one) for one in f.exhaustion.holders],
-    "waiters": lambda f: f.exhaustion and [_group(one) for one in f.exhaustion.waiters],
-    "resource": lambda f: f.hold and f.hold.resource,
-    "created_at": lambda f: f.hold and _site_dict(f.hold.created_at),
-    "acquired_at": lambda f: f.hold and _site_dict(f.hold.acquired_at),
-    "statement": lambda f: f.hold and f.hold.statement,
-    "held_for": lambda f: f.hold and f.evidence.held_for,
-    "idle_for": lambda f: f.evidence.idle_for,
-    "in_transaction": lambda f: f.evidence.in_transaction,
-    "backend_pid": lambda f: f.evidence.backend_pid,
-    "outlived_by": lambda f: f.evidence.outlived_by,
-    "late_by": lambda f: f.evidence.late_by,
-    "now_at": lambda f: _site_dict(f.evidence.now_at),
-    "waited": lambda f: f.evidence.waited,
-    "already_held_at": lambda f: _site_dict(_already_held_at(f)),
-    "scope": lambda f: f.scope and f.scope.name,
-    "scope_type": lambda f: f.scope and f.scope.type,
-    "route": lambda f: f.scope and f.scope.route,
-    "method": lambda f: f.scope and f.scope.method,
-    "status": lambda f: f.scope and f.scope.status,
-    "duration": lambda f: f.scope and f.scope.duration,
-    "cancelled": lambda f: f.scope and f.scope.cancelled,
-    "exception": lambda f: f.scope and f.scope.exception,
-    "trace_id": lambda f: f.scope and f.scope.trace_id,
-}
-
-
-def _site_dict(site: CallSite | None) -> dict[str, Any] | None:
-    if site is None:
-        return None
-    return {
-        "file": site.file,
-        "line": site.line,
-        "function": site.function,
-        "frames": [frame._asdict() for frame in site.frames],
-    }
-
-
-def _already_held_at(finding: Finding) -> CallSite | None:
+def already_held_at(finding: Finding) -> CallSite | None:
+    """Return where the scope had taken the other connection that it held."""
     return finding.hold.already_held_at if isinstance(finding.hold, ConnectionHold) else None
 
 
 def _who(finding: Finding) -> str:
-    return _told("scope", _scope_words, finding, "a scope that cannot be told")
+    return told("scope", _scope_words, finding, "a scope that cannot be told")
 
 
 def _scope_words(finding: Finding) -> str:
@@ -236,7 +176,7 @@ def _lines_facts(finding: Finding) -> Iterator[tuple[str, str]]:
         yield from _site_lines("checked out", acquired)
     if created is None and acquired is None:
         yield "checked out", "by code that has no line of the user's on its stack"
-    held = _already_held_at(finding)
+    held = already_held_at(finding)
     if held is not None:
         yield "already held", str(held)
 
@@ -292,13 +232,14 @@ def _count(number: int, noun: str) -> str:
 
 def _group_lines(label: str, groups: tuple[PoolUsers, ...]) -> Iterator[tuple[str, str]]:
     for number, group in enumerate(groups[:_GROUPS_SHOWN]):
-        yield "" if number else label, _group(group)
+        yield "" if number else label, group_words(group)
     if len(groups) > _GROUPS_SHOWN:
         rest = groups[_GROUPS_SHOWN:]
         yield "", f"{sum(group.count for group in rest)} x others, from {len(rest)} lines"
 
 
-def _group(group: PoolUsers) -> str:
+def group_words(group: PoolUsers) -> str:
+    """Write who has, or waits for, connections of a pool."""
     where = "from an unknown line" if group.site is None else f"from {group.site}"
     use = "" if group.use is None else f"{group.use}, "
     now = "" if group.now_at is None else f", now at {group.now_at}"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from leakguard.core.clock import monotonic
+from leakguard.core.facts import flat_facts
 from leakguard.core.finding import Severity
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
-from leakguard.core.report import render, repetition, resolution, to_dict
+from leakguard.core.report import render, repetition, resolution
 from leakguard.core.settings import check_flag, check_seconds
 from leakguard.exceptions import SettingsError
 
@@ -113,12 +114,4 @@ def _key(finding: Finding) -> str:
 
 def fields_of(finding: Finding) -> dict[str, Any]:
     """Return the facts of a finding as flat `extra` fields of a log record."""
-    facts = to_dict(finding)
-    for name in ("created_at", "acquired_at", "now_at"):
-        site: dict[str, Any] = facts.pop(name) or {}
-        for part in ("file", "line", "function"):
-            facts[f"{name}_{part}"] = site.get(part)
-    facts["also"] = ",".join(facts["also"])
-    for name in ("holders", "waiters"):
-        facts[name] = facts[name] and "; ".join(facts[name])
-    return {f"leakguard_{name}": value for name, value in facts.items()}
+    return {f"leakguard_{name}": value for name, value in flat_facts(finding).items()}

@@ -18,10 +18,10 @@ import prometheus_client
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.metrics import MetricWrapperBase
 
-from leakguard.core.finding import FindingKind
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
+from leakguard.core.unresolved import UnresolvedLeaks
 from leakguard.exceptions import SettingsError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Prometheus(Observer):
         self._held: dict[tuple[str, str], Inc] = {}
         self._waits: dict[str, Inc] = {}
         self._scopes: dict[str, Inc] = {}
-        self._unresolved: dict[Finding, None] = {}
+        self._unresolved = UnresolvedLeaks(self._count_unresolved)
 
     def scope_opened(self, scope: Scope) -> None:
         """Count it as open."""
@@ -163,18 +163,15 @@ class Prometheus(Observer):
         method = None if scope is None else scope.method
         labels = (finding.kind.value, method or _NONE, _route(scope), finding.pool or _NONE)
         self._metrics.findings.labels(*labels).inc()
-        if finding.kind is FindingKind.LEAKED:
-            self._unresolved[finding] = None
-            self._count_unresolved(finding, 1)
+        self._unresolved.found(finding)
 
     def resolved(self, finding: Finding) -> None:
         """Count the leak as unresolved no more."""
-        self._settle(finding)
+        self._unresolved.resolved(finding)
 
     def uninstalled(self, guard: Guard) -> None:  # noqa: ARG002  (of its own guard alone)
         """Follow no leak any more."""
-        for finding in list(self._unresolved.copy()):
-            self._settle(finding)
+        self._unresolved.forget()
 
     def pool_changed(self, change: PoolChange) -> None:
         """Count the connections in the pool and out of it."""
@@ -206,11 +203,6 @@ class Prometheus(Observer):
         if inc is None:
             inc = self._scopes[scope.type] = self._metrics.scopes.labels(scope.type).inc
         inc(change)
-
-    def _settle(self, finding: Finding) -> None:
-        if finding in self._unresolved:
-            self._unresolved.pop(finding, None)
-            self._count_unresolved(finding, -1)
 
     def _count_unresolved(self, finding: Finding, change: int) -> None:
         self._metrics.unresolved.labels(finding.pool or _NONE).inc(change)

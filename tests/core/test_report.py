@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from datetime import UTC, datetime
 
@@ -18,7 +17,6 @@ from leakguard.core.report import (
     render,
     repetition,
     resolution,
-    to_dict,
 )
 from leakguard.core.scope import NO_EVENTS
 from leakguard.core.words import seconds, shorten
@@ -114,8 +112,8 @@ def test_what_is_seldom_known_is_said_where_it_is() -> None:
     text = render(one)
     assert "\n  already held      app/audit.py:3 in audit\n" in text
     assert "\n  state             held 2.0 s, waited 1.0 s for somebody to give it back\n" in text
-    assert to_dict(one)["already_held_at"]["line"] == 3
-    assert to_dict(finding())["already_held_at"] is None
+    assert one.to_dict()["already_held_at"]["line"] == 3
+    assert finding().to_dict()["already_held_at"] is None
 
 
 @pytest.mark.parametrize(
@@ -161,8 +159,8 @@ def test_where_a_held_connection_is_kept_is_told() -> None:
     one.evidence = dataclasses.replace(EVIDENCE, now_at=site)
     told = "  now at            app/pay.py:9 in charge\n    called from     app/main.py:7 in main\n"
     assert told in str(one)
-    assert to_dict(one)["now_at"]["line"] == 9
-    assert to_dict(finding())["now_at"] is None
+    assert one.to_dict()["now_at"]["line"] == 9
+    assert finding().to_dict()["now_at"] is None
 
 
 def test_a_path_is_no_pattern() -> None:
@@ -325,34 +323,6 @@ def test_advice_is_short() -> None:
     assert advice(one) == f"{headline(one)}\n  fix: close it"
 
 
-def test_the_facts_are_ready_for_json() -> None:
-    """Under flat names, as plain values, all of them."""
-    facts = json.loads(json.dumps(finding().to_dict()))
-    assert facts["kind"] == "leaked"
-    assert facts["severity"] == "error"
-    assert facts["created_at"]["line"] == 12
-    assert facts["created_at"]["function"] == "get_db"
-    assert facts["acquired_at"]["frames"] == [
-        {"file": facts["acquired_at"]["file"], "line": 41, "function": "read_item"}
-    ]
-    assert facts["held_for"] == 0.011
-    assert facts["pool_out"] == 14
-    assert facts["route"] is None
-    assert facts["scope"] == "GET /items/{item_id}"
-    one = finding()
-    one.hold = one.scope = one.usage = None
-    empty = to_dict(one)
-    assert [empty[name] for name in ("created_at", "scope", "pool_out")] == [None] * 3
-    assert set(empty) == set(to_dict(finding()))
-
-
-def test_a_finding_without_a_line_has_none_in_its_facts() -> None:
-    """Nothing is guessed."""
-    one = finding()
-    one.hold = take(make_guard())
-    assert to_dict(one)["acquired_at"] is None
-
-
 def test_a_real_finding_can_be_read() -> None:
     """What the register makes renders without a gap."""
     text = str(make_finding())
@@ -404,7 +374,7 @@ def test_a_fact_that_cannot_be_told_takes_no_other_with_it(
     for _ in range(2):
         assert "last statement" not in render(one)
         assert "checked out       app/items.py:41 in read_item" in render(one)
-        facts = to_dict(one)
+        facts = one.to_dict()
         assert facts["statement"] is None
         assert facts["acquired_at"]["line"] == 41
     assert [record.getMessage() for record in caplog.records] == [
