@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from opentelemetry.metrics import NoOpMeterProvider
 
 import leakguard
 from leakguard import (
@@ -30,6 +31,7 @@ from leakguard.core.clock import monotonic
 from leakguard.core.diagnosis import Case, diagnose
 from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
 from leakguard.core.settings import Mode, Options, build_settings
+from leakguard.observers.opentelemetry import OpenTelemetry
 from leakguard.observers.prometheus import Metrics
 from tests.core import fakes
 from tests.core.fakes import make_finding
@@ -136,7 +138,7 @@ def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
         Hold: {"open", "usage", "lost_when_collected", "find_owner", "came_back", *Hold.__slots__}
         - {"pool", "scope"},
         Scope: {"add", "take_out", "enter", "leave", "note_exception", *Scope.__slots__}
-        - {"type", "status", "cancelled", "exception", "trace_id"},
+        - {"type", "status", "cancelled", "exception"},
         CallSite: {"code"},
     }.get(noun, set())
     public = {name for name in vars(noun) if not name.startswith("_")} - internal
@@ -153,6 +155,26 @@ def test_every_metric_is_documented() -> None:
     ]
     told = [[name, kind, WORD.findall(labels)] for name, kind, labels, _ in rows("metric", PAGE)]
     assert told == made
+
+
+def test_every_instrument_of_opentelemetry_is_documented() -> None:
+    """Its name and its type, in the order of the code."""
+    made: list[list[str]] = []
+
+    class Recording(NoOpMeterProvider):
+        def get_meter(self, *_: object, **__: object) -> Any:
+            return self
+
+        def __getattr__(self, name: str) -> Any:
+            kind = name.removeprefix("create_").replace("up_down", "up-down").replace("_", " ")
+
+            def create(name: str, *_: object, **__: object) -> None:
+                made.append([f"`{name}`", kind])
+
+            return create
+
+    OpenTelemetry(meter_provider=Recording())
+    assert sorted([name, kind] for name, kind, _ in rows("instrument", PAGE)) == sorted(made)
 
 
 def test_the_report_of_the_readme_is_one() -> None:

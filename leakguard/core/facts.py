@@ -72,6 +72,7 @@ _FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
     "cancelled": lambda f: f.scope and f.scope.cancelled,
     "exception": lambda f: f.scope and f.scope.exception,
     "trace_id": lambda f: f.scope and f.scope.trace_id,
+    "span_id": lambda f: f.scope and f.scope.span_id,
 }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leakguard.core.guard import Guard
     from leakguard.core.hold import ConnectionHold, Hold
     from leakguard.core.tasks import AnyTask
+    from leakguard.core.trace import Trace
 
 
 class Event(NamedTuple):
@@ -111,7 +112,7 @@ class Scope:
         "sessions_collected",
         "sessions_unclosed",
         "status",
-        "trace_id",
+        "trace",
         "type",
     )
 
@@ -129,8 +130,8 @@ class Scope:
         """The type name of the exception that ended it."""
         self.handled_outside: bool = False
         """Whether its exception goes to a handler outside of it, who may yet close what it had."""
-        self.trace_id: str | None = None
-        """Reserved for the trace it belongs to; not set yet."""
+        self.trace: Trace | None = None
+        """The span of OpenTelemetry's in which it does its work, where there is one."""
         self.endpoint: CodeType | None = None
         """The code of the function that the route names."""
         self.event_log = log
@@ -191,6 +192,16 @@ class Scope:
     def duration(self) -> float:
         """Seconds from its beginning to its end, or until now."""
         return (monotonic() if self.closed_at is None else self.closed_at) - self.opened_at
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of its trace, 32 hexadecimal digits; `None` where OpenTelemetry has no span."""
+        return None if self.trace is None else self.trace.trace_id
+
+    @property
+    def span_id(self) -> str | None:
+        """The id of its span, 16 hexadecimal digits; `None` where OpenTelemetry has none."""
+        return None if self.trace is None else self.trace.span_id
 
     @property
     def events(self) -> tuple[Event, ...]:

@@ -8,6 +8,7 @@ from leakguard.core.callsite import mark_boundary
 from leakguard.core.lifespan import enter_lifespan
 from leakguard.sources.request import AsgiApp, Receive, RequestScope, Send, is_request
 from leakguard.sources.routes import AsgiScope
+from leakguard.sources.tracing import note_span
 
 if TYPE_CHECKING:
     from leakguard.core.guard import Guard
@@ -33,6 +34,7 @@ class ScopeMiddleware:
             await self.app(scope, receive, send)
             return
         request = RequestScope(guard, scope)
+        note_span(request)
         guard.open_scope(request)
         try:
             await self.app(scope, request.noting_receive(receive), request.noting_send(send))

@@ -35,6 +35,7 @@ from leakguard.sources.sqlalchemy.pools import (
     pool_of,
 )
 from leakguard.sources.sqlalchemy.refs import IdRef
+from leakguard.sources.tracing import note_span
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -288,6 +289,7 @@ class Checkouts:
             hold.holder = current_holder(None)
             hold.lifelong = in_lifespan()
         else:
+            note_span(scope)
             self.place(hold, scope)
             hold.sync_in_async = not facts.is_async and running_loop() is not None
         self._open[hold.ref.id] = hold

@@ -28,6 +28,7 @@ from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.guards import Guards
 from leakguard.sources.sqlalchemy.listeners import Listener, report_fault
 from leakguard.sources.sqlalchemy.refs import IdRef
+from leakguard.sources.tracing import note_span
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
@@ -119,6 +120,7 @@ class Sessions:
         hold = TrackedSession(guard, scope, site)
         hold.ref = IdRef(session, self._session_gone)
         if scope is not None:
+            note_span(scope)
             hold.holder = current_holder(scope)
         self._alive[hold.ref.id] = hold
         if known:

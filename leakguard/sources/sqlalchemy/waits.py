@@ -31,6 +31,7 @@ from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet, parent_stacks
 from leakguard.sources.sqlalchemy.listeners import report_fault
 from leakguard.sources.sqlalchemy.pools import is_async, pool_fill, pool_limits
+from leakguard.sources.tracing import note_span
 
 if TYPE_CHECKING:
     from weakref import ref
@@ -112,8 +113,11 @@ class Waits:
                 guard, name = told
                 frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
                 waited = monotonic() - began
+                scope = current_scope.get()
+                if scope is not None:
+                    note_span(scope)
                 exhaustion = self._survey(pool, guard, frame)
-                finding = guard.exhausted(exhaustion, current_scope.get(), name, waited)
+                finding = guard.exhausted(exhaustion, scope, name, waited)
                 error.add_note(str(finding))
         except Exception as fault:  # noqa: BLE001  (the caller must get its own error)
             report_fault(fault)

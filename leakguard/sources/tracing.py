@@ -1,0 +1,34 @@
+"""Tracing: the span of OpenTelemetry's in which a scope does its work.
+
+Not imported: where nobody else has done so, there are no spans.
+"""
+
+from __future__ import annotations
+
+from sys import modules
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from leakguard.core.faults import FAULTS
+from leakguard.core.trace import Trace
+
+if TYPE_CHECKING:
+    from leakguard.core.scope import Scope
+
+
+def note_span(scope: Scope) -> None:
+    """Write down the current span, the first time that there is one. Never raises.
+
+    At the beginning of a request it is the request's own where tracing is outside of leakguard;
+    else it is the one that is current when the request takes its first session or connection.
+    """
+    api: Any = modules.get("opentelemetry.trace")
+    if api is None or scope.trace is not None:
+        return
+    try:
+        span = api.get_current_span()
+        context = span.get_span_context()
+        if context.is_valid:
+            scope.trace = Trace(context, ref(span))
+    except Exception as error:  # noqa: BLE001  (the request must not notice)
+        FAULTS.report("leakguard's look at the current span", error, "It is not named.")
