@@ -81,7 +81,7 @@ class OpenTelemetry(Observer):
         self._waits: Final = meter.create_histogram(
             "db.client.connection.wait_time",
             "s",
-            "Time from the request for a connection until there was one.",
+            "Time from the request for a connection until there was one, or the pool gave up.",
             explicit_bucket_boundaries_advisory=_WAIT_BUCKETS,
         )
         self._held: Final = meter.create_histogram(
@@ -124,9 +124,9 @@ class OpenTelemetry(Observer):
         """Count the leak as unresolved no more."""
         self._unresolved.resolved(finding)
 
-    def uninstalled(self, guard: Guard) -> None:  # noqa: ARG002  (of its own guard alone)
-        """Follow no leak any more."""
-        self._unresolved.forget()
+    def uninstalled(self, guard: Guard) -> None:
+        """Follow its leaks no more."""
+        self._unresolved.forget(guard)
 
     def pool_changed(self, change: PoolChange) -> None:
         """Count the connections in the pool and out of it."""

@@ -84,7 +84,7 @@ class Metrics:
         )
         self.waits = Histogram(
             "db_client_connection_wait_time_seconds",
-            "Time from the request for a connection until there was one.",
+            "Time from the request for a connection until there was one, or the pool gave up.",
             ("pool",),
             registry=None,
             buckets=_WAIT_BUCKETS,
@@ -169,9 +169,9 @@ class Prometheus(Observer):
         """Count the leak as unresolved no more."""
         self._unresolved.resolved(finding)
 
-    def uninstalled(self, guard: Guard) -> None:  # noqa: ARG002  (of its own guard alone)
-        """Follow no leak any more."""
-        self._unresolved.forget()
+    def uninstalled(self, guard: Guard) -> None:
+        """Follow its leaks no more."""
+        self._unresolved.forget(guard)
 
     def pool_changed(self, change: PoolChange) -> None:
         """Count the connections in the pool and out of it."""

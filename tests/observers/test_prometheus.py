@@ -309,6 +309,27 @@ def test_pools_of_one_name_are_counted_together(driver: Driver, metrics: Metrics
         assert metrics.value("db_client_connection_max", pool="main") == 6
 
 
+def test_an_observer_of_two_guards_goes_on_to_count_the_leaks_of_one(metrics: Metrics) -> None:
+    """When the other one is uninstalled."""
+    engines = [create_engine("sqlite://", poolclass=NullPool) for _ in range(2)]
+    first, second = (
+        LeakGuard(mode="production", observers=[metrics.observer], engines=[engine]).install()
+        for engine in engines
+    )
+    kept: list[Any] = []
+    for guard, engine in ((first, engines[0]), (second, engines[1])):
+        with guard.scope("job"):
+            kept.append(engine.connect())
+    name = "leakguard_unresolved_leaks"
+    assert metrics.value(name, pool=":memory:") == 2
+    first.uninstall()
+    assert metrics.value(name, pool=":memory:") == 1
+    for connection in kept:
+        connection.close()
+    assert metrics.value(name, pool=":memory:") == 0
+    second.uninstall()
+
+
 @pytest.mark.parametrize("first_out", [0, 1])
 def test_two_guards_count_every_connection_once(
     driver: Driver, metrics: Metrics, first_out: int
