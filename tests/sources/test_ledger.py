@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool, StaticPool
 
 from leakguard import LeakGuard, Observer, PoolChange, Wait
 from leakguard.sources.sqlalchemy import SQLALCHEMY
@@ -50,6 +52,31 @@ def test_a_name_that_is_found_out_when_nobody_is_told() -> None:
     ledger.rename("main")
     ledger.join(SimpleNamespace(pool_changed=told.append))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a guard that is told
     assert told == [PoolChange("main", 1, 0, 15)]
+
+
+@pytest.mark.parametrize("pool", [QueuePool, StaticPool, NullPool])
+def test_a_pool_has_one_name_from_the_beginning(
+    pool: type[Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many libraries have wrapped the method that gives a connection out."""
+    connect = Pool.connect
+
+    def wrapped(pool: Pool, depth: int = 20) -> PoolProxiedConnection:
+        return wrapped(pool, depth - 1) if depth else connect(pool)
+
+    monkeypatch.setattr(Pool, "connect", wrapped)
+    names: set[str] = set()
+
+    class Names(Observer):
+        def pool_changed(self, change: PoolChange) -> None:
+            names.add(change.pool)
+
+    engine = create_engine(f"sqlite:///{tmp_path / 'named.db'}", poolclass=pool)
+    with LeakGuard(mode="testing", observers=[Names()]):
+        engine.connect().close()
+        drain_watch()
+    engine.dispose()
+    assert names == {"named.db"}
 
 
 def test_what_is_closed_before_anybody_looked(engine: Engine, totals: Totals) -> None:
@@ -108,7 +135,7 @@ def test_the_child_of_a_fork_counts_nothing_of_its_parent_s(engine: Engine, tota
         (Ledger, "taken"),
         (Ledger, "returned"),
         (Ledger, "gone"),
-        (Checkouts, "told_of"),
+        (Checkouts, "owner_of"),
     ],
 )
 def test_a_fault_of_ours_reaches_nobody(

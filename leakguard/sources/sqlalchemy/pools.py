@@ -180,13 +180,14 @@ def at_work(frame: FrameType | None) -> Iterator[object]:
     Other frames are not looked into: asking a frame for its variables keeps what they refer to
     alive until it ends.
     """
-    for _ in range(_NEAR):
-        if frame is None:
-            return
+    left = _NEAR
+    while frame is not None and left:
         if str(frame.f_globals.get("__name__")).startswith("sqlalchemy."):
             yield frame.f_locals.get("self")
+            left -= 1
         frame = frame.f_back
 
 
 _NEAR: Final = 12
-"""How many frames to look through. SQLAlchemy's own between a checkout and its engine are six."""
+"""How many of SQLAlchemy's frames to look at, of which there are six between a checkout and its
+engine; those of whoever wraps its methods, or derives from its pools, do not count."""
