@@ -167,15 +167,16 @@ class Guard:
             hold.find_owner()
         return OpenHolds(hold for hold in self._open.copy() if not hold.collected)
 
-    def log_on_signal(self, number: int) -> None:
+    def log_on_signal(self, signalnum: int) -> None:
         """Write the table of open holds to the log, at WARNING, whenever a signal comes.
 
-        `number` is that of the signal, such as `signal.SIGUSR2`. A handler that is there already
-        is called, too. Has to be called in the main thread, which handles signals.
+        `signalnum` is that of the signal, such as `signal.SIGUSR2`. A handler that is there already
+        is called, too. It stays for the life of the process, and asking again changes nothing. Has
+        to be called in the main thread, which handles signals.
 
         Raises `SettingsError` for what is no signal, or cannot be handled.
         """
-        handle_signal(number, self._log_open_holds)
+        handle_signal(signalnum, self._log_open_holds)
 
     def _log_open_holds(self) -> None:
         # Not where the signal comes, which may be in the middle of a logging handler.
