@@ -2,12 +2,14 @@
 
 from leakguard.core.allow import allow
 from leakguard.core.callsite import CallSite, Frame
+from leakguard.core.exhaustion import Conclusion, Exhaustion, Limits, PoolUsers, Use
 from leakguard.core.finding import Evidence, Finding, FindingKind, Hint, PoolUsage, Severity
 from leakguard.core.hold import Hold
 from leakguard.core.ignore import ignore_function, ignore_route
 from leakguard.core.observer import Observer
 from leakguard.core.pool import PoolChange, Wait
 from leakguard.core.scope import Event, Scope
+from leakguard.core.table import OpenHolds
 from leakguard.exceptions import (
     ConnectionLeakError,
     ConnectionLeakWarning,
@@ -23,10 +25,12 @@ from leakguard.wiring import LeakGuard, LeakGuardMiddleware
 
 __all__ = [
     "CallSite",
+    "Conclusion",
     "ConnectionLeakError",
     "ConnectionLeakWarning",
     "Event",
     "Evidence",
+    "Exhaustion",
     "Finding",
     "FindingKind",
     "Frame",
@@ -37,14 +41,18 @@ __all__ = [
     "LeakGuard",
     "LeakGuardError",
     "LeakGuardMiddleware",
+    "Limits",
     "Log",
     "Observer",
+    "OpenHolds",
     "PoolChange",
     "PoolUsage",
+    "PoolUsers",
     "Prometheus",
     "Scope",
     "SettingsError",
     "Severity",
+    "Use",
     "Wait",
     "Warnings",
     "allow",

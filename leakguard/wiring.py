@@ -34,7 +34,7 @@ class LeakGuard(Guard):
       `"production"`. (`LeakGuardMiddleware` also looks at the application's `debug`.)
     - `engines`: watch only these `Engine` and `AsyncEngine` objects; default: every one.
     - `observers`: told instead of the default ones.
-    - `held_after`: seconds that a connection may be out and idle; `None`: as long as it likes.
+    - `held_after`: seconds that a connection may be out and idle; `None`: never reported.
     - `late_after`: seconds after the last byte of the response from which a return is late.
     - `ignore`: functions that take a finding and say whether to drop it.
     - `frames`: the most user frames that are kept for a call site.

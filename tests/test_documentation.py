@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,23 +14,27 @@ from opentelemetry.metrics import NoOpMeterProvider
 import leakguard
 from leakguard import (
     CallSite,
+    Conclusion,
     Event,
     Evidence,
+    Exhaustion,
     Finding,
     FindingKind,
     Group,
     Hint,
     Hold,
     LeakGuard,
+    Limits,
     Observer,
     PoolChange,
     PoolUsage,
+    PoolUsers,
     Scope,
+    Use,
     Wait,
 )
 from leakguard.core.clock import monotonic
 from leakguard.core.diagnosis import Case, diagnose
-from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
 from leakguard.core.settings import Mode, Options, build_settings
 from leakguard.observers.opentelemetry import OpenTelemetry
 from leakguard.observers.prometheus import Metrics
@@ -121,13 +126,16 @@ def test_every_fact_is_documented() -> None:
         CallSite,
         Event,
         Evidence,
+        Exhaustion,
         Finding,
         Group,
         Hint,
         Hold,
+        Limits,
         Observer,
         PoolChange,
         PoolUsage,
+        PoolUsers,
         Scope,
         Wait,
     ],
@@ -143,6 +151,12 @@ def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
     }.get(noun, set())
     public = {name for name in vars(noun) if not name.startswith("_")} - internal
     assert public <= names(REFERENCE)
+
+
+@pytest.mark.parametrize("values", [Use, Conclusion])
+def test_every_value_of_an_exhausted_pool_is_documented(values: type[StrEnum]) -> None:
+    """With its quotes, as `to_dict()` gives it."""
+    assert {one.value for one in values} <= set(re.findall(r'`"(\w+)"`', REFERENCE))
 
 
 def test_every_metric_is_documented() -> None:

@@ -267,6 +267,14 @@ _RULES: Final[dict[FindingKind, tuple[Rule, ...]]] = {
 }
 
 
+SHARE_THE_SESSION: Final = (
+    "pass the session on instead of opening another one, or give the inner work an engine of its "
+    "own"
+)
+MAKE_IT_ASYNCHRONOUS: Final = "make the function def instead of async def, or use AsyncSession"
+"""What helps against these mistakes, also once a pool has run dry for them."""
+
+
 def _generic_loss(case: Case) -> Hint:
     return Hint(None, _close_always(case))
 
@@ -302,15 +310,14 @@ def _generic_nested(_: Case) -> Hint:
     return Hint(
         "one unit of work needs two connections at once: when every worker holds its first and "
         "waits for its second, none goes on",
-        "pass the session on instead of opening another one, or give the inner work an engine of "
-        "its own",
+        SHARE_THE_SESSION,
     )
 
 
 def _generic_sync(_: Case) -> Hint:
     return Hint(
         "a synchronous checkout in async code stops every request of the process while it waits",
-        "make the function def instead of async def, or use AsyncSession",
+        MAKE_IT_ASYNCHRONOUS,
     )
 
 

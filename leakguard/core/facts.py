@@ -9,6 +9,7 @@ from leakguard.core.report import already_held_at, group_words, headline, told
 
 if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite
+    from leakguard.core.exhaustion import PoolUsers
     from leakguard.core.finding import Finding
 
 
@@ -25,8 +26,10 @@ def flat_facts(finding: Finding) -> dict[str, str | int | float | None]:
         for part in ("file", "line", "function"):
             facts[f"{name}_{part}"] = site.get(part)
     facts["also"] = ",".join(facts["also"])
-    for name in ("holders", "waiters"):
-        facts[name] = facts[name] and "; ".join(facts[name])
+    exhaustion = finding.exhaustion
+    if exhaustion is not None:
+        facts["holders"] = "; ".join(map(group_words, exhaustion.holders))
+        facts["waiters"] = "; ".join(map(group_words, exhaustion.waiters))
     return facts
 
 
@@ -48,8 +51,9 @@ _FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
     "pool_same_line": lambda f: f.usage and f.usage.same_line,
     "pool_size": lambda f: f.exhaustion and f.exhaustion.limits.size,
     "pool_overflow": lambda f: f.exhaustion and f.exhaustion.limits.overflow,
-    "holders": lambda f: f.exhaustion and [group_words(one) for one in f.exhaustion.holders],
-    "waiters": lambda f: f.exhaustion and [group_words(one) for one in f.exhaustion.waiters],
+    "conclusion": lambda f: f.exhaustion and f.exhaustion.conclusion.value,
+    "holders": lambda f: f.exhaustion and [_users_dict(one) for one in f.exhaustion.holders],
+    "waiters": lambda f: f.exhaustion and [_users_dict(one) for one in f.exhaustion.waiters],
     "resource": lambda f: f.hold and f.hold.resource,
     "created_at": lambda f: f.hold and _site_dict(f.hold.created_at),
     "acquired_at": lambda f: f.hold and _site_dict(f.hold.acquired_at),
@@ -62,6 +66,7 @@ _FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
     "late_by": lambda f: f.evidence.late_by,
     "now_at": lambda f: _site_dict(f.evidence.now_at),
     "waited": lambda f: f.evidence.waited,
+    "waited_for_return": lambda f: f.evidence.waited_for_return,
     "already_held_at": lambda f: _site_dict(already_held_at(f)),
     "scope": lambda f: f.scope and f.scope.name,
     "scope_type": lambda f: f.scope and f.scope.type,
@@ -74,6 +79,17 @@ _FACTS: Final[dict[str, Callable[[Finding], Any]]] = {
     "trace_id": lambda f: f.scope and f.scope.trace_id,
     "span_id": lambda f: f.scope and f.scope.span_id,
 }
+
+
+def _users_dict(users: PoolUsers) -> dict[str, Any]:
+    return {
+        "who": users.who,
+        "site": _site_dict(users.site),
+        "use": None if users.use is None else users.use.value,
+        "count": users.count,
+        "longest": users.longest,
+        "now_at": _site_dict(users.now_at),
+    }
 
 
 def _site_dict(site: CallSite | None) -> dict[str, Any] | None:

@@ -102,9 +102,10 @@ class Evidence:
     """The task or thread that had it and still ran when its scope ended."""
     late_by: float | None = None
     """Seconds after the last byte of the response at which it came back."""
+    waited_for_return: float | None = None
+    """Seconds for which somebody might have given it back before it was called leaked."""
     waited: float | None = None
-    """Seconds for which somebody might have given it back before it was called leaked; or for which
-    a connection was waited for in vain."""
+    """Seconds for which a connection was waited for in vain."""
     now_at: CallSite | None = None
     """Where those who have it were at that moment, for a connection that is held."""
 

@@ -93,7 +93,9 @@ class HeldJudge:
         if idle < self._held_after / 2:
             return
         stacks = list(workers.stacks(hold))
-        if not hold.tells_idleness or any(map(hold.occupied_by, stacks)):
+        if not hold.tells_idleness:
+            hold.idle_since = now
+        elif any(map(hold.occupied_by, stacks)):
             hold.used_monotonic = now
         elif idle >= self._held_after:
             hold.held_reported = True

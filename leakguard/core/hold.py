@@ -41,7 +41,7 @@ class Hold(ABC):
         "released_monotonic",
         "scope",
         "site",
-        "waited",
+        "waited_for_return",
     )
 
     resource: Literal["connection", "session"]
@@ -59,7 +59,7 @@ class Hold(ABC):
         self.released_monotonic: float | None = None
         self.outlived_by: str | None = None
         """The work that had it and went on after its scope had ended."""
-        self.waited: float | None = None
+        self.waited_for_return: float | None = None
         """Seconds for which somebody might have given it back before it was called leaked."""
         self.collected = False
         """Whether the garbage collector took it before anybody closed it."""
@@ -234,7 +234,8 @@ class ConnectionHold(Hold):
         self.used_monotonic = self.acquired_monotonic
         """When a statement last began on it, or it was seen to be in use."""
         self.idle_since: float | None = None
-        """When it was first seen idle since it was last used; seconds of `time.monotonic()`."""
+        """From when on it is judged as idle: at the latest when it was first seen so since it was
+        last used. Seconds of `time.monotonic()`."""
         self.held_reported = False
         """Whether it was reported as held."""
         self.lifelong = False
@@ -275,12 +276,22 @@ class ConnectionHold(Hold):
 
     @property
     def idle_for(self) -> float:
+        return self._end - self.used_monotonic
+
+    @property
+    def surely_idle_for(self) -> float:
+        """Seconds since it was first seen idle; the end of a statement is told by nobody."""
         return self._end - max(self.used_monotonic, self.idle_since or 0.0)
 
     @property
     def executing(self) -> bool:
         """Whether a statement runs on it, or it is known to be busy by other means."""
         return False
+
+    @property
+    def executing_for(self) -> float:
+        """Seconds since the statement that runs on it began; of one that runs."""
+        return 0.0
 
     @property
     def tells_idleness(self) -> bool:

@@ -225,7 +225,7 @@ class Judge:
             wait.until = now + self._late_after
         waited = wait.until is not None and now >= wait.until
         if expected and waited:
-            hold.waited = self._late_after
+            hold.waited_for_return = self._late_after
         verdict = verdict_on(
             _standing(
                 hold,

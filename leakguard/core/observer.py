@@ -27,9 +27,11 @@ class Observer:
     """Derive from it and override what you want to be told; every method here does nothing.
 
     The methods are called where things happen, in the request's own task or thread, and must
-    not block. `resolved` is called in a thread of leakguard's own. So is whatever only the garbage
-    collector noticed or did, and `found` and `released` where a wait reached its end or the loop
-    has many tasks; where a verdict waited for a task, `found` is called on that task's event loop.
+    not block. In a thread of leakguard's own are called: `resolved`; `found` of what is held;
+    whatever only the garbage collector noticed or did; `found` and `released` where a wait reached
+    its end or the loop has many tasks; `pool_changed` of a pool whose checkouts share a connection
+    or that is gone; and `uninstalled` where the application is gone. Where a verdict waited for a
+    task, `found` is called on that task's event loop.
     An observer that raises is logged once and is not called again; the request never notices.
     """
 

@@ -20,7 +20,7 @@ class PoolChange(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """A checkout, from the call until there was a connection or an error."""
+    """A checkout, from the call until there was a connection, or the pool gave up."""
 
     pool: str
     """The name of the pool."""

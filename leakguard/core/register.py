@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from leakguard.core.diagnosis import Case, diagnose
-from leakguard.core.exhaustion import advise, conclude, main_group
 from leakguard.core.faults import FROM_OUTSIDE
 from leakguard.core.finding import Evidence, Finding, FindingKind, Severity, fingerprint
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.lock import LOCK
+from leakguard.core.pool_diagnosis import diagnose_pool
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -103,11 +103,11 @@ def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -
         fingerprint=fingerprint(kind, hold.created_at, hold.acquired_at),
         evidence=Evidence(
             held_for=hold.held_for,
-            idle_for=hold.idle_for if hold.guard.settings.follow_statements else None,
+            idle_for=_idle_for(hold, kind),
             in_transaction=hold.in_transaction,
             backend_pid=hold.backend_pid,
             outlived_by=hold.outlived_by,
-            waited=hold.waited,
+            waited_for_return=hold.waited_for_return,
             late_by=None if connection is None else connection.late_by,
             now_at=connection.now_at
             if connection is not None and kind is FindingKind.HELD
@@ -119,21 +119,26 @@ def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -
     )
 
 
+def _idle_for(hold: Hold, kind: FindingKind) -> float | None:
+    if kind is FindingKind.HELD and isinstance(hold, ConnectionHold):
+        return hold.surely_idle_for
+    return hold.idle_for if hold.guard.settings.follow_statements else None
+
+
 def make_pool_finding(
     exhaustion: Exhaustion, scope: Scope | None, pool: str, waited: float
 ) -> Finding:
     """Write down who had the connections of a pool when a checkout in `scope` timed out."""
     kind = FindingKind.POOL_EXHAUSTED
-    conclusion = conclude(exhaustion)
-    about = main_group(exhaustion, conclusion)
+    about = exhaustion.main_group
     site = None if about is None else about.site
     return Finding(
         kind=kind,
         hold=None,
         scope=scope,
         pool=pool,
-        hint=advise(exhaustion, conclusion),
-        fingerprint=fingerprint(kind, None, site, conclusion.value),
+        hint=diagnose_pool(exhaustion),
+        fingerprint=fingerprint(kind, None, site, exhaustion.conclusion.value),
         evidence=Evidence(held_for=0.0, idle_for=None, waited=waited),
         exhaustion=exhaustion,
     )

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from leakguard.core.callsite import relative_path
+from leakguard.core.exhaustion import Use
 from leakguard.core.faults import FAULTS
 from leakguard.core.finding import FindingKind
 from leakguard.core.hold import ConnectionHold
@@ -56,11 +57,13 @@ def _part_lines(part: Part, finding: Finding) -> list[str]:
 def repetition(finding: Finding, times: int) -> str:
     """Write the line that stands for `times` further occurrences of a known finding."""
     noun = "time" if times == 1 else "times"
+    where = f" {_where(finding)}" if finding.exhaustion is None else ""
     of_pool = f" of pool {_pool(finding)}" if finding.pool else ""
+    cause = f"; likely cause: {finding.hint.cause}" if finding.exhaustion is not None else ""
     return (
-        f"{finding.kind}: {times} more {noun} {_where(finding)}{of_pool}, "
+        f"{finding.kind}: {times} more {noun}{where}{of_pool}, "
         f"{finding.count} since {finding.first_seen:%H:%M:%S}, "
-        f"last in {_who(finding)} [{finding.fingerprint}]"
+        f"last in {_who(finding)}{cause} [{finding.fingerprint}]"
     )
 
 
@@ -159,8 +162,6 @@ def _pool(finding: Finding) -> str:
 
 def _where(finding: Finding) -> str:
     hold = finding.hold
-    if finding.exhaustion is not None:
-        return f"by {finding.hint.cause}"
     site = hold and (hold.created_at or hold.acquired_at)
     return "from an unknown line" if site is None else f"from {site}"
 
@@ -220,9 +221,9 @@ def exhaustion_lines(exhaustion: Exhaustion) -> Iterator[tuple[str, str]]:
     out, waiting = exhaustion.out, exhaustion.waiting
     yield "pool", f"{_count(out, 'connection')} out{sizes}; {_count(waiting, 'checkout')} waiting"
     yield from _group_lines("held by", exhaustion.holders)
-    unknown = exhaustion.out - sum(group.count for group in exhaustion.holders)
-    if unknown > 0:
-        yield "", f"{unknown} x nobody knows: taken before leakguard was installed"
+    if exhaustion.unknown:
+        label = "" if exhaustion.holders else "held by"
+        yield label, f"{exhaustion.unknown} x unknown: no checkout of them was seen"
     yield from _group_lines("waiting", exhaustion.waiters)
 
 
@@ -241,9 +242,22 @@ def _group_lines(label: str, groups: tuple[PoolUsers, ...]) -> Iterator[tuple[st
 def group_words(group: PoolUsers) -> str:
     """Write who has, or waits for, connections of a pool."""
     where = "from an unknown line" if group.site is None else f"from {group.site}"
-    use = "" if group.use is None else f"{group.use}, "
+    use = "" if group.use is None else f"{_USES[group.use]}, "
     now = "" if group.now_at is None else f", now at {group.now_at}"
     return f"{group.count} x {group.who}, {where}: {use}for up to {seconds(group.longest)}{now}"
+
+
+_USES: Final = {
+    Use.LEAKED: "leaked",
+    Use.KEPT: "kept after its scope ended",
+    Use.WAITING: "held while its scope waits for another one",
+    Use.LONG_STATEMENT: "running a long statement",
+    Use.EXECUTING: "running a statement",
+    Use.IDLE: "idle",
+    Use.IN_USE: "in use",
+    Use.OPENING: "being opened",
+    Use.OUT: "out",
+}
 
 
 def _hint_facts(finding: Finding) -> Iterator[tuple[str, str]]:
@@ -289,8 +303,9 @@ def _state(finding: Finding) -> str:
         parts.append(f"backend pid {evidence.backend_pid}")
     if evidence.outlived_by is not None:
         parts.append(_hands(finding.kind, evidence.outlived_by))
-    if evidence.waited is not None:
-        parts.append(f"waited {seconds(evidence.waited)} for somebody to give it back")
+    if evidence.waited_for_return is not None:
+        waited = seconds(evidence.waited_for_return)
+        parts.append(f"waited {waited} for somebody to give it back")
     return ", ".join(parts)
 
 

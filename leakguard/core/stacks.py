@@ -8,6 +8,7 @@ may look at the frames of another thread, and nobody without `PAUSE`.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import os
@@ -126,16 +127,15 @@ def _awaited_by(work: Any) -> Any:  # noqa: ANN401  (whatever can be awaited)
         return work.get_coro()
     # What stands between a coroutine and what it really waits for does not tell of it, but refers
     # to it: the step of an asynchronous generator, the iterator of a future.
-    return next((one for one in gc.get_referents(work) if isinstance(one, _followed())), None)
+    return next((one for one in gc.get_referents(work) if isinstance(one, _FOLLOWED)), None)
 
 
-def _followed() -> tuple[type, ...]:
-    return (CoroutineType, GeneratorType, AsyncGeneratorType, *_task_types())
-
-
-def _task_types() -> tuple[type, ...]:
-    asyncio: Any = modules.get("asyncio")
-    return () if asyncio is None else (asyncio.Task,)
+_FOLLOWED: Final[tuple[type[Any], ...]] = (
+    CoroutineType,
+    GeneratorType,
+    AsyncGeneratorType,
+    asyncio.Task,
+)
 
 
 def _stacks_within(work: Any, frame: FrameType) -> Iterator[FrameType]:  # noqa: ANN401

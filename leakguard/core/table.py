@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from leakguard.core.exhaustion import NOBODY
 from leakguard.core.hold import Hold
-from leakguard.core.words import seconds
+from leakguard.core.words import name_of, seconds
 
 if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite
@@ -48,7 +47,7 @@ _COLUMNS: Final[tuple[tuple[str, Callable[[Hold], str]], ...]] = (
     ("pool", lambda hold: hold.pool),
     ("held", lambda hold: seconds(hold.held_for)),
     ("idle", lambda hold: seconds(hold.idle_for)),
-    ("in", lambda hold: NOBODY if hold.scope is None else hold.scope.name),
+    ("in", lambda hold: name_of(hold.scope)),
     ("session created", lambda hold: _site(hold.created_at)),
     ("checked out", lambda hold: _site(hold.acquired_at)),
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from leakguard.core.scope import Scope
 
 _STATEMENT_WIDTH: Final = 200
 
@@ -15,6 +18,11 @@ def seconds(value: float) -> str:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest} s"
+
+
+def name_of(scope: Scope | None) -> str:
+    """Write whose something is, by its scope."""
+    return "no request context" if scope is None else scope.name
 
 
 def shorten(statement: str) -> str:

@@ -29,7 +29,7 @@ class ScopeMiddleware:
         """Run the application inside a scope; the verdict falls when it has returned or raised."""
         guard = self.guard
         if not guard.installed or not is_request(scope):
-            if scope["type"] == "lifespan":
+            if guard.installed and scope["type"] == "lifespan":
                 enter_lifespan()
             await self.app(scope, receive, send)
             return

@@ -78,7 +78,7 @@ def test_the_handler_of_every_exception_may_close(
             assert recorder.findings == []
         else:
             recorder.wait_for(lambda: recorder.kinds == [LEAKED])
-            assert recorder.findings[0].evidence.waited == 0.05
+            assert recorder.findings[0].evidence.waited_for_return == 0.05
             kept.pop().close()
 
 
@@ -267,4 +267,4 @@ def test_what_nobody_may_return_any_more_says_for_how_long_somebody_might(
     application.run(after)
     assert recorder.kinds == [LEAKED]
     assert "waited 100 ms for somebody to give it back" in str(recorder.findings[0])
-    assert recorder.findings[0].to_dict()["waited"] == 0.1
+    assert recorder.findings[0].to_dict()["waited_for_return"] == 0.1

@@ -45,8 +45,10 @@ def test_where_a_library_tells_nothing_a_connection_is_idle() -> None:
     assert not hold.occupied_by([])
     hold.released_monotonic = hold.acquired_monotonic + 5
     assert hold.idle_for == pytest.approx(5)
+    assert hold.surely_idle_for == pytest.approx(5)
     hold.idle_since = hold.acquired_monotonic + 2
-    assert hold.idle_for == pytest.approx(3)
+    assert hold.idle_for == pytest.approx(5)
+    assert hold.surely_idle_for == pytest.approx(3)
 
 
 @pytest.mark.parametrize("way", ["give_back", "collect"])
@@ -82,7 +84,7 @@ def test_nothing_has_happened_to_a_new_hold() -> None:
     for hold in (session, connection):
         assert hold.collected is False
         assert (hold.holder, hold.released_monotonic, hold.outlived_by) == (None, None, None)
-        assert (hold.waited, hold.allowed, hold.asynchronous) == (None, None, None)
+        assert (hold.waited_for_return, hold.allowed, hold.asynchronous) == (None, None, None)
     assert session.closed_by is None
     assert (connection.session, connection.late_by, connection.already_held_at) == (None,) * 3
     assert [

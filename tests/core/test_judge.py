@@ -238,7 +238,7 @@ def test_other_work_is_waited_for_no_longer_than_late_after(
             endless = asyncio.create_task(asyncio.Event().wait())
             await let_tasks_run()
         await asyncio.to_thread(recorder.wait_for, lambda: recorder.findings)
-        assert recorder.findings[0].evidence.waited == 0.01
+        assert recorder.findings[0].evidence.waited_for_return == 0.01
         assert not endless.done()
         endless.cancel()
 
@@ -258,7 +258,7 @@ def test_the_wait_for_others_begins_when_the_holder_ends(hasty: Guard, recorder:
         child.go_on.set()
         await task
         await asyncio.to_thread(recorder.wait_for, lambda: len(recorder.findings) == 2)
-        assert [finding.evidence.waited for finding in recorder.findings] == [None, 0.01]
+        assert [finding.evidence.waited_for_return for finding in recorder.findings] == [None, 0.01]
         endless.cancel()
 
     asyncio.run(main())
@@ -450,7 +450,7 @@ def test_all_that_is_waited_for_is_judged_when_nobody_is_left(recorder: Recorder
         assert recorder.kinds == [FindingKind.UNCLOSED_SESSION, OUTLIVES]
         guard.judge_pending()
         assert recorder.findings[2].hold is taken
-        assert taken.waited is None
+        assert taken.waited_for_return is None
         endless.cancel()
         child.go_on.set()
         await held
@@ -610,7 +610,7 @@ def test_where_there_are_many_tasks_other_work_is_waited_for(
             hold = take(hasty, scope)
             endless = asyncio.create_task(asyncio.Event().wait())
         await asyncio.to_thread(recorder.wait_for, lambda: len(recorder.findings) == 2)
-        assert hold.waited == 0.01
+        assert hold.waited_for_return == 0.01
         endless.cancel()
 
     asyncio.run(main())

@@ -255,7 +255,7 @@ def test_the_deadline_for_other_work_comes_before_a_later_look() -> None:
         bench.do_next()
         assert bench.now == 105.5
         assert bench.kinds == [OUTLIVES, LEAKED]
-        assert bench.hold.waited == 5.0
+        assert bench.hold.waited_for_return == 5.0
         endless.cancel()
 
     asyncio.run(main())
@@ -322,7 +322,7 @@ def test_work_that_has_ended_was_not_given_up() -> None:
 
     asyncio.run(main())
     assert bench.kinds == [None, LEAKED]
-    assert bench.hold.waited is None
+    assert bench.hold.waited_for_return is None
 
 
 def test_what_is_collected_is_lost_whoever_runs() -> None:
@@ -344,7 +344,7 @@ def test_who_constructed_the_session_outside_has_time_to_close_it() -> None:
     bench.do_next()
     assert bench.now == 105.0
     assert bench.kinds == [None, LEAKED]
-    assert bench.hold.waited == 5.0
+    assert bench.hold.waited_for_return == 5.0
 
 
 def test_what_is_dismissed_is_waited_for_no_more() -> None:

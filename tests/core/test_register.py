@@ -153,15 +153,18 @@ class Telling(FakeConnection):
 @pytest.mark.parametrize("statements", [True, False])
 @pytest.mark.parametrize("kind", set(FindingKind) - {FindingKind.POOL_EXHAUSTED})
 def test_what_is_known_is_written_down(kind: FindingKind, statements: bool) -> None:
-    """How full the pool is costs a look, and is not for notices; idleness needs the statements."""
+    """How full the pool is costs a look, and is not for notices; idleness needs the statements.
+
+    Whoever is held was seen to be idle.
+    """
     guard = make_guard(statements=statements)
     scope = ended_scope(guard)
     hold = Telling(guard, scope, here())
     hold.session = construct(guard, scope, site_at("app/db.py", 12, "get_db"))
     hold.fake_usage = PoolUsage(1, 5, 1)
     hold.acquired_monotonic, hold.used_monotonic, hold.released_monotonic = 10.0, 11.0, 14.0
-    hold.now_at = here()
-    hold.outlived_by, hold.waited, hold.late_by = "task 'worker'", 1.0, 2.0
+    hold.now_at, hold.idle_since = here(), 12.0
+    hold.outlived_by, hold.waited_for_return, hold.late_by = "task 'worker'", 1.0, 2.0
     finding = make_finding(hold, kind, (FindingKind.NESTED_CHECKOUT,))
     assert (finding.kind, finding.hold, finding.scope) == (kind, hold, scope)
     assert finding.pool == "main"
@@ -171,12 +174,12 @@ def test_what_is_known_is_written_down(kind: FindingKind, statements: bool) -> N
     assert finding.usage == (None if kind.severity is Severity.NOTICE else hold.fake_usage)
     assert finding.evidence == Evidence(
         held_for=4.0,
-        idle_for=3.0 if statements else None,
+        idle_for=2.0 if kind is FindingKind.HELD else 3.0 if statements else None,
         in_transaction=True,
         backend_pid=4711,
         outlived_by="task 'worker'",
         late_by=2.0,
-        waited=1.0,
+        waited_for_return=1.0,
         now_at=hold.now_at if kind is FindingKind.HELD else None,
     )
 

@@ -106,7 +106,7 @@ def test_a_report_with_little_to_say(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_what_is_seldom_known_is_said_where_it_is() -> None:
     """Where the other connection came from, and for how long somebody was waited for."""
-    one = finding(evidence=Evidence(held_for=2.0, idle_for=None, waited=1.0))
+    one = finding(evidence=Evidence(held_for=2.0, idle_for=None, waited_for_return=1.0))
     assert isinstance(one.hold, FakeConnection)
     one.hold.already_held_at = site_at("app/audit.py", 3, "audit")
     text = render(one)

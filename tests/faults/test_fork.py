@@ -152,6 +152,54 @@ recorder.wait_for(lambda: found() == ["the first of its line", "the parent's"])
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
+SHORTAGE = """
+import os, sys, threading, warnings
+from sqlalchemy import create_engine
+from sqlalchemy.exc import TimeoutError
+from leakguard import LeakGuard
+from leakguard.sources.sqlalchemy import SQLALCHEMY
+from tests.support import Recorder
+
+warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads, which is the point
+recorder = Recorder()
+guard = LeakGuard(mode="testing", observers=[recorder]).install()
+engine = create_engine("sqlite:///" + sys.argv[1], pool_size=1, max_overflow=0, pool_timeout=0.5)
+with guard.scope("the parent's"):
+    leaked = engine.connect()
+
+def time_out():
+    try:
+        engine.connect()
+    except TimeoutError:
+        return
+    raise AssertionError("there was one")
+
+waiting = threading.Thread(target=time_out)
+waiting.start()
+while not SQLALCHEMY._waits._under_way:
+    pass
+child = os.fork()
+if child == 0:
+    recorder.__init__()  # its lock may have been taken
+    time_out()
+    found = recorder.findings[-1].exhaustion
+    assert found.conclusion == "unknown", found
+    assert found.holders == (), found
+    assert found.waiting == 1, found  # its own: the thread is the parent's
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+waiting.join()
+found = recorder.findings[-1].exhaustion
+assert found.conclusion == "leaks", found
+assert [group.who for group in found.holders] == ["the parent's"], found
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_pool_that_is_exhausted_in_the_child_of_a_fork(tmp_path: Path) -> None:
+    """Who has the copies that it got, and who waited in its parent, nobody knows there."""
+    run(SHORTAGE, tmp_path)
+
 
 def test_a_fork_while_connections_are_out(tmp_path: Path) -> None:
     """The child finds its own leaks and hears of their return; the parent loses none of its."""

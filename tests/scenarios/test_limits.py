@@ -120,7 +120,7 @@ def test_a_task_that_has_it_without_having_taken_it(
         with hasty.scope("request"):
             task = asyncio.create_task(close(used(engine)))
         await asyncio.to_thread(recorder.wait_for, lambda: LEAKED in recorder.kinds)
-        assert recorder.findings[0].evidence.waited == SOON
+        assert recorder.findings[0].evidence.waited_for_return == SOON
         end.set()
         await task
         await asyncio.to_thread(recorder.wait_for, lambda: recorder.resolutions)
@@ -307,7 +307,7 @@ def test_connections_that_no_pool_handed_out(
 def test_what_was_out_before(recorder: Recorder, engine: Engine) -> None:
     """What was out before the guard was installed.
 
-    It is no open hold, and its return is not noticed either. The middleware installs its guard when
+    It is no open hold, and no finding comes of it. The middleware installs its guard when
     the application is built.
     """
     connection = engine.connect()

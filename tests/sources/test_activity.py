@@ -21,7 +21,7 @@ from leakguard.core.hold import ConnectionHold
 from leakguard.core.stacks import thread_stack
 from leakguard.sources.sqlalchemy import activity
 from leakguard.sources.sqlalchemy.activity import (
-    Execution,
+    begin_execution,
     is_in_database,
     taken_by_connection,
 )
@@ -91,9 +91,9 @@ def test_the_statement_of_another_connection_is_not_one_s_own(
 def test_a_frame_that_another_statement_has_by_now() -> None:
     """The one that began last in the thread is the one that runs in it."""
     frame = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-    first = Execution(Context(), frame)
+    first = begin_execution(Context(), frame)
     assert first.running
-    second = Execution(Context(), frame)
+    second = begin_execution(Context(), frame)
     assert not first.running
     assert second.running
 
@@ -188,7 +188,7 @@ def test_only_a_server_side_cursor_moves(watching: LeakGuard, engine: Engine) ->
         db.execute(QUERY)
         hold: Any = connection_of(watching)
         assert not hold.execution.has_moved()
-        execution = Execution(context, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        execution = begin_execution(context, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         assert execution.has_moved()
         assert not execution.has_moved()
         context.cursor.rownumber = 2

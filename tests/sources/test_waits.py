@@ -106,8 +106,11 @@ def test_those_that_time_out_together_share_a_survey(
         monkeypatch.setattr(waits, "_SURVEY_AGE", 0.0)
         time_out(small)
     first, second, third = (finding.exhaustion for finding in recorder.findings)
-    assert first is second
-    assert third is not first
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first.holders is second.holders
+    assert third.holders is not first.holders
 
 
 @pytest.mark.usefixtures("guard")
@@ -268,7 +271,7 @@ def test_a_greenlet_that_has_ended_is_nowhere() -> None:
     """As is one that another thread runs at this moment: only one that is suspended has a stack."""
     ended = greenlet(len)
     ended.switch("")
-    checkout = waits._Checkout(0, 0.0, None, 0, weakref.ref(ended))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as it is for a moment
+    checkout = waits._UnderWay(0, 0.0, None, 0, weakref.ref(ended))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as it is for a moment
     assert waits._stack_of(checkout, Workers()) == []  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
     assert not waits_for_pool(thread_stack(threading.get_ident()))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.engine import Connection, Engine
 
+from leakguard.core.clock import monotonic
 from leakguard.core.stacks import frames_of, greenlet_stack, is_on_stack, thread_stack
 from leakguard.sources.sqlalchemy.drivers import read_position
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet
@@ -25,17 +26,18 @@ if TYPE_CHECKING:
 class Execution:
     """The execution of a statement, known by the frame that it runs in."""
 
-    __slots__ = ("_code", "_context", "_frame", "_greenlet", "_position", "_thread")
+    __slots__ = ("_code", "_context", "_frame", "_greenlet", "_position", "_thread", "began")
 
     def __init__(self, context: Any, frame: FrameType) -> None:  # noqa: ANN401  (of any dialect)
         """Take SQLAlchemy's execution context, and the frame of its that calls the event."""
+        self.began = monotonic()
+        """When it began; seconds of `time.monotonic()`."""
         self._context = weakref.ref(context)
         self._frame = id(frame)
         self._code = frame.f_code
         self._thread = get_ident()
         self._greenlet = current_greenlet()
         self._position: object = None
-        _latest[self._thread] = self
 
     @property
     def running(self) -> bool:
@@ -70,7 +72,8 @@ def begin_execution(context: Any, frame: FrameType) -> Execution:  # noqa: ANN40
     """Note that a statement begins."""
     if len(_latest) > _LATEST_LIMIT:  # threads that have ended are never taken out one by one
         _latest.clear()
-    return Execution(context, frame)
+    execution = _latest[get_ident()] = Execution(context, frame)
+    return execution
 
 
 def taken_by_connection(frame: FrameType | None) -> bool:

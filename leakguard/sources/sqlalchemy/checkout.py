@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from leakguard.core.clock import monotonic
 from leakguard.core.finding import PoolUsage
 from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.sources.sqlalchemy.activity import Execution, is_in_database
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from leakguard.sources.sqlalchemy.refs import IdRef
 
 
-class Use(NamedTuple):
-    """The use of a checkout by one of several that share it."""
+class SessionUse(NamedTuple):
+    """The use of a checkout by one of several sessions that share it."""
 
     session: SessionHold | None
     """`None` for who took it without a session."""
@@ -68,7 +69,7 @@ class Checkout(ConnectionHold):
     the driver's connection to itself."""
     execution: Execution | None
     """That of the statement that began last, where the settings want to know."""
-    uses: tuple[Use, ...]
+    uses: tuple[SessionUse, ...]
     """That of who took it, and those that sessions began meanwhile; empty where there was none."""
 
     @property
@@ -99,6 +100,10 @@ class Checkout(ConnectionHold):
             return True
         proxy = self.ref()
         return proxy is not None and is_active(proxy.driver_connection)
+
+    @property
+    def executing_for(self) -> float:
+        return 0.0 if self.execution is None else monotonic() - self.execution.began
 
     @property
     def tells_idleness(self) -> bool:
@@ -139,7 +144,7 @@ class Checkout(ConnectionHold):
         """Note that `session` begins to use what somebody else has, too."""
         first, *others = self.uses or (self._first_use(),)
         others = [use for use in others if use.goes_on and use.session is not session]
-        mine = Use(session, site, session.times_closed > 0, session.returns > 0)
+        mine = SessionUse(session, site, session.times_closed > 0, session.returns > 0)
         self.uses = (first, *others, mine)
 
     def find_owner(self) -> None:
@@ -150,12 +155,12 @@ class Checkout(ConnectionHold):
         if not self.facts.nests or self.came_back:
             return
         uses = self.uses or (self._first_use(),)
-        nobody = Use(None, uses[0].site, after_close=False, again=False)
+        nobody = SessionUse(None, uses[0].site, after_close=False, again=False)
         use = next((use for use in uses if use.goes_on), nobody)
         self.session, self.site, self.taken_after_close, self.taken_again = use
 
-    def _first_use(self) -> Use:
-        return Use(self.session, self.site, self.taken_after_close, self.taken_again)
+    def _first_use(self) -> SessionUse:
+        return SessionUse(self.session, self.site, self.taken_after_close, self.taken_again)
 
     @property
     def lost_when_collected(self) -> bool:

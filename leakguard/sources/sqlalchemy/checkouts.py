@@ -10,13 +10,12 @@ import sys
 import weakref
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
 
 from leakguard.core.callsite import capture
-from leakguard.core.clock import monotonic
 from leakguard.core.holder import current_holder
 from leakguard.core.lifespan import in_lifespan
 from leakguard.core.scope import current_scope
@@ -44,6 +43,15 @@ if TYPE_CHECKING:
     from leakguard.core.guard import Guard
     from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
+
+
+class Owner(NamedTuple):
+    """Whose a checkout is."""
+
+    guard: Guard
+    scope: Scope | None
+    pool: str
+    """The name of the pool."""
 
 
 class Checkouts:
@@ -80,18 +88,15 @@ class Checkouts:
             return None
         return self._open.get(id(connection.connection))
 
-    def told_of(self, pool: Pool, proxy: PoolProxiedConnection | None) -> tuple[Guard, str] | None:
-        """Return the guard that a checkout belongs to, and the pool's name.
-
-        `proxy` is `None` for a checkout that failed.
-        """
+    def owner_of(self, pool: Pool, proxy: PoolProxiedConnection | None) -> Owner | None:
+        """Return whose a checkout is; `proxy` is `None` for one that failed."""
         hold = None if proxy is None else self._open.get(id(proxy))
         if hold is not None:
-            return hold.guard, hold.pool
-        guard, _ = self._guards.guard_for(current_scope.get(), pool)
+            return Owner(hold.guard, hold.scope, hold.pool)
+        guard, scope = self._guards.guard_for(current_scope.get(), pool)
         if guard is None:
             return None
-        return guard, self._facts_of(pool, sys._getframe(1), guard).name  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        return Owner(guard, scope, self._facts_of(pool, sys._getframe(1), guard).name)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
 
     def of_pool(self, pool: Pool) -> list[Checkout]:
         """List the connections of a pool that are out, whatever guard watches them."""
@@ -123,6 +128,12 @@ class Checkouts:
         for key, (hold, *_) in self._detached.copy().items():
             if hold.guard is guard:
                 self._detached.pop(key, None)
+
+    def forget_parent(self) -> None:
+        """Know nothing of what was out at a fork: this is its child."""
+        for known in (self._open, self._by_record, self._detached):
+            known.clear()
+        self.forget_pools()
 
     def forget_pools(self) -> None:
         """Count what pools have from nothing, and tell nobody what becomes of what was counted."""
@@ -246,12 +257,12 @@ class Checkouts:
             if hold is None:
                 return
             settings = hold.guard.settings
-            if settings.held_after is not None:
-                frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-                hold.execution = begin_execution(context, frame)
-                hold.used_monotonic = monotonic()
+            if not settings.follow_statements:
+                return
+            frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            hold.execution = begin_execution(context, frame)
+            hold.used_monotonic = hold.execution.began
             if settings.statements:
-                hold.used_monotonic = monotonic()
                 long = len(statement) > _STATEMENT_LIMIT
                 hold.statement_text = f"{statement[:_STATEMENT_LIMIT]}…" if long else statement
                 if hold.scope is not None:

@@ -34,8 +34,8 @@ class Guards:
         return self._guards
 
     @property
-    def want_statements(self) -> bool:
-        """Whether one of them keeps the SQL text of statements."""
+    def follow_statements(self) -> bool:
+        """Whether one of them needs to know of statements."""
         return any(guard.settings.follow_statements for guard in self._guards)
 
     def add(self, guard: Guard) -> None:

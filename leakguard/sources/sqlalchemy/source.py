@@ -31,7 +31,8 @@ class SQLAlchemySource:
         self._checkouts = Checkouts(self._guards)
         self._sessions = Sessions(self._guards, self._checkouts)
         self._in_place = False
-        self._patches = self._sessions.patches + Waits(self._checkouts).patches
+        self._waits = Waits(self._checkouts)
+        self._patches = self._sessions.patches + self._waits.patches
         self._follows_statements = False
         self._had_events = False
 
@@ -78,12 +79,13 @@ class SQLAlchemySource:
             _ignore(self._checkouts.listeners + self._sessions.listeners)
 
     def forget_parent(self) -> None:
-        """Count no connection of the parent: this is the child of a fork."""
-        self._checkouts.forget_pools()
+        """Know nothing of the connections of the parent: this is the child of a fork."""
+        self._checkouts.forget_parent()
+        self._waits.forget()
 
     def _follow_statements(self) -> None:
         """Listen to statements while a guard wants to know them, and not otherwise."""
-        wanted = self._guards.want_statements
+        wanted = self._guards.follow_statements
         if wanted == self._follows_statements:
             return
         self._follows_statements = wanted

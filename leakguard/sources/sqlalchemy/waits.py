@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,10 +19,10 @@ from sqlalchemy.pool import Pool
 
 from leakguard.core.callsite import capture
 from leakguard.core.clock import monotonic
-from leakguard.core.exhaustion import Exhaustion, Waiter, survey
 from leakguard.core.pool import Wait
 from leakguard.core.scope import current_scope
 from leakguard.core.stacks import Stack, call_site, greenlet_stack, thread_stack
+from leakguard.core.survey import Waiter, survey
 from leakguard.core.tasks import running_loop
 from leakguard.core.workers import Workers
 from leakguard.sources.anyio import thread_limit
@@ -34,15 +35,17 @@ from leakguard.sources.sqlalchemy.pools import is_async, pool_fill, pool_limits
 from leakguard.sources.tracing import note_span
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from weakref import ref
 
     from sqlalchemy.pool import PoolProxiedConnection
 
+    from leakguard.core.exhaustion import Exhaustion
     from leakguard.core.guard import Guard
     from leakguard.core.scope import Scope
 
 
-class _Checkout(NamedTuple):
+class _UnderWay(NamedTuple):
     """A checkout that is under way."""
 
     pool: int
@@ -68,7 +71,7 @@ class Waits:
 
     def __init__(self, checkouts: Checkouts) -> None:
         self._checkouts = checkouts
-        self._under_way: dict[object, _Checkout] = {}
+        self._under_way: dict[object, _UnderWay] = {}
         self._surveys: WeakKeyDictionary[Pool, _Survey] = WeakKeyDictionary()
         self.patches = (Patch(Pool, "connect", self._wrap_connect),)
 
@@ -80,7 +83,7 @@ class Waits:
         def connect(pool: Pool) -> PoolProxiedConnection:
             key = object()
             began = monotonic()
-            under_way[key] = _Checkout(
+            under_way[key] = _UnderWay(
                 id(pool), began, current_scope.get(), get_ident(), current_greenlet()
             )
             try:
@@ -98,52 +101,59 @@ class Waits:
 
     def _tell(self, pool: Pool, proxy: PoolProxiedConnection | None, began: float) -> None:
         try:
-            told = self._checkouts.told_of(pool, proxy)
-            if told is not None:
-                guard, name = told
-                guard.waited(Wait(name, monotonic() - began, proxy is None))
+            owner = self._checkouts.owner_of(pool, proxy)
+            if owner is not None:
+                owner.guard.waited(Wait(owner.pool, monotonic() - began, proxy is None))
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
     def _explain(self, pool: Pool, error: PoolTimeoutError, began: float) -> None:
         """Add to the error who has the connections, and tell the guard."""
         try:
-            told = self._checkouts.told_of(pool, None)
-            if told is not None:
-                guard, name = told
+            owner = self._checkouts.owner_of(pool, None)
+            if owner is not None:
                 frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
                 waited = monotonic() - began
-                scope = current_scope.get()
-                if scope is not None:
-                    note_span(scope)
-                exhaustion = self._survey(pool, guard, frame)
-                finding = guard.exhausted(exhaustion, scope, name, waited)
+                if owner.scope is not None:
+                    note_span(owner.scope)
+                loop = None if is_async(pool) else running_loop()
+                exhaustion = replace(
+                    self._survey(pool, owner.guard, frame),
+                    blocks_loop=loop is not None and self._needs(pool, loop),
+                    threads=thread_limit(),
+                )
+                finding = owner.guard.exhausted(exhaustion, owner.scope, owner.pool, waited)
                 error.add_note(str(finding))
         except Exception as fault:  # noqa: BLE001  (the caller must get its own error)
             report_fault(fault)
+
+    def _needs(self, pool: Pool, loop: AbstractEventLoop) -> bool:
+        """Return whether somebody has a connection and needs the loop to go on."""
+        return any(hold.needs(loop) for hold in self._checkouts.of_pool(pool))
 
     def _survey(self, pool: Pool, guard: Guard, frame: FrameType) -> Exhaustion:
         now = monotonic()
         known = self._surveys.get(pool)
         if known is not None and now - known.made_at < _SURVEY_AGE:
             return known.exhaustion
-        holds = self._checkouts.of_pool(pool)
-        loop = None if is_async(pool) else running_loop()
+        workers = Workers()
+        waiters = self._waiters(pool, guard.settings.frames, frame, workers)
         exhaustion = survey(
-            holds,
-            self._waiters(pool, guard, frame, now),
-            pool_limits(pool),
-            out=pool_fill(pool)[0],
-            blocks_loop=loop is not None and any(hold.needs(loop) for hold in holds),
-            threads=thread_limit(),
+            self._checkouts.of_pool(pool), waiters, pool_limits(pool), pool_fill(pool)[0], workers
         )
         self._surveys[pool] = _Survey(now, exhaustion)
         return exhaustion
 
-    def _waiters(self, pool: Pool, guard: Guard, frame: FrameType, now: float) -> Iterator[Waiter]:
+    def forget(self) -> None:
+        """Forget the checkouts of other threads: this is the child of a fork."""
+        self._under_way.clear()
+        self._surveys.clear()
+
+    def _waiters(
+        self, pool: Pool, frames: int, frame: FrameType, workers: Workers
+    ) -> Iterator[Waiter]:
+        now = monotonic()
         own = get_ident(), current_greenlet()
-        frames = guard.settings.frames
-        workers = Workers()
         under_way = list(self._under_way.copy().values())
         for one in (one for one in under_way if one.pool == id(pool)):
             if (one.thread, one.greenlet) == own:
@@ -157,7 +167,7 @@ class Waits:
                 yield Waiter(one.scope, now - one.began, site, has_one=not waits)
 
 
-def _stack_of(waiting: _Checkout, workers: Workers) -> Stack:
+def _stack_of(waiting: _UnderWay, workers: Workers) -> Stack:
     if waiting.greenlet is None:
         return thread_stack(waiting.thread)
     greenlet = waiting.greenlet()

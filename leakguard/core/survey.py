@@ -1,0 +1,121 @@
+"""The survey: who has the connections of a pool at the moment, and who waits for one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
+from leakguard.core.stacks import first_site
+from leakguard.core.words import name_of
+from leakguard.core.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from leakguard.core.callsite import CallSite
+    from leakguard.core.hold import ConnectionHold
+    from leakguard.core.scope import Scope
+
+
+class Waiter(NamedTuple):
+    """A checkout that waits, or has waited in vain."""
+
+    scope: Scope | None
+    seconds: float
+    """How long it has waited."""
+    site: CallSite | None
+    """Where; `None` where that is not known."""
+    has_one: bool = False
+    """Whether the pool has a connection for it, which is being opened or looked at."""
+
+
+class _Member(NamedTuple):
+    """One of a group of users."""
+
+    who: str
+    site: CallSite | None
+    use: Use | None
+    seconds: float
+    now_at: CallSite | None = None
+
+
+_LOOKED_AT: Final = 200
+"""Of how many connections it is found out at most where their owners are."""
+_LONG: Final = 1.0
+"""Seconds without a statement after which a connection counts as idle, or a quarter of the time
+that checkouts wait, where that is less."""
+
+
+def survey(
+    holds: Sequence[ConnectionHold],
+    waiters: Iterable[Waiter],
+    limits: Limits,
+    out: int | None,
+    workers: Workers,
+) -> Exhaustion:
+    """Find out who has the connections of a pool, of which `out` are out, and who waits for one.
+
+    What is only known of the one that gave up is left for it to add.
+    """
+    under_way = list(waiters)
+    waiting = [waiter for waiter in under_way if not waiter.has_one]
+    scopes = {waiter.scope for waiter in waiting if waiter.scope is not None}
+    held = [
+        _holder(hold, _use_of(hold, scopes, limits), workers if number < _LOOKED_AT else None)
+        for number, hold in enumerate(holds)
+    ]
+    # Of the others those that have just got theirs are among the holds already.
+    not_seen = max(0, (out or 0) - len(holds))
+    opening = [waiter for waiter in under_way if waiter.has_one][:not_seen]
+    held += [_Member(name_of(one.scope), one.site, Use.OPENING, one.seconds) for one in opening]
+    wanted = [_Member(name_of(one.scope), one.site, None, one.seconds) for one in waiting]
+    return Exhaustion(
+        limits,
+        max(out or 0, len(holds)),
+        _groups(held),
+        _groups(wanted),
+        blocks_loop=False,
+        threads=None,
+    )
+
+
+def _holder(hold: ConnectionHold, use: Use, workers: Workers | None) -> _Member:
+    now_at = None
+    if workers is not None and use is not Use.LEAKED:
+        now_at = first_site(workers.stacks(hold), hold.guard.settings.frames)
+    site = hold.created_at or hold.acquired_at
+    return _Member(name_of(hold.scope), site, use, hold.held_for, now_at)
+
+
+def _use_of(hold: ConnectionHold, waiting: set[Scope], limits: Limits) -> Use:
+    if hold.guard.has_leaked(hold):
+        return Use.LEAKED
+    if hold.scope is not None and hold.scope.closed_at is not None:
+        return Use.KEPT
+    if hold.scope in waiting:
+        return Use.WAITING
+    if hold.executing:
+        timeout = _LONG if limits.timeout is None else limits.timeout
+        return Use.LONG_STATEMENT if hold.executing_for > timeout else Use.EXECUTING
+    if not hold.guard.settings.follow_statements:
+        return Use.OUT
+    long = _LONG if limits.timeout is None else min(_LONG, limits.timeout / 4)
+    return Use.IDLE if hold.idle_for >= long else Use.IN_USE
+
+
+def _groups(members: Iterable[_Member]) -> tuple[PoolUsers, ...]:
+    alike: dict[tuple[str, CallSite | None, Use | None], list[_Member]] = {}
+    for one in members:
+        alike.setdefault((one.who, one.site, one.use), []).append(one)
+    groups = [
+        PoolUsers(
+            *key,
+            count=len(group),
+            longest=max(one.seconds for one in group),
+            now_at=Counter(one.now_at for one in group).most_common(1)[0][0],
+        )
+        for key, group in alike.items()
+    ]
+    return tuple(sorted(groups, key=lambda group: (-group.count, -group.longest)))

@@ -1,0 +1,204 @@
+"""Who has the connections of a pool at the moment, and who waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+from leakguard import Finding, Hold
+from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
+from leakguard.core.guard import Guard
+from leakguard.core.scope import NO_EVENTS, Scope
+from leakguard.core.stacks import Stack, first_site
+from leakguard.core.survey import Waiter, survey
+from leakguard.core.workers import Workers
+from tests.core.fakes import FakeConnection, installed, make_guard, site_at, take
+
+LIMITS = Limits(5, 10, 4.0)
+GET_DB = site_at("app/db.py", 12, "get_db")
+PAY = site_at("app/pay.py", 41, "charge")
+
+
+class Busy(FakeConnection):
+    """A connection on which a statement runs."""
+
+    seconds: float
+
+    @property
+    def executing(self) -> bool:
+        return True
+
+    @property
+    def executing_for(self) -> float:
+        return self.seconds
+
+
+def busy(guard: Guard, seconds: float) -> Busy:
+    """Make one whose statement has run for so long."""
+    one = Busy(guard, None, GET_DB)
+    one.seconds = seconds
+    return one
+
+
+def surveyed(
+    *holds: FakeConnection,
+    waiters: tuple[Waiter, ...] = (),
+    out: int | None = 0,
+    limits: Limits = LIMITS,
+) -> Exhaustion:
+    """Survey a pool."""
+    return survey(holds, waiters, limits, out, Workers())
+
+
+class Elsewhere:
+    """A holder that is a task of some loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.loop = loop
+
+    def running(self) -> bool:
+        """Run."""
+        return True
+
+    def stack(self) -> Stack:
+        """Be nowhere."""
+        return []
+
+    def on_end(self, hold: Hold, callback: object) -> None:
+        """Never end."""
+
+
+def test_every_connection_is_in_some_use() -> None:
+    """A leak is one whatever else is true of it; what waits for more is not merely idle."""
+    guard = installed()
+    with guard.scope("leaky") as scope:
+        leaked = take(guard, scope, GET_DB)
+    scope = Scope(guard, "GET /", "http", NO_EVENTS)
+    waiting = FakeConnection(guard, scope, GET_DB)
+    idle, in_use = FakeConnection(guard, None, GET_DB), FakeConnection(guard, None, GET_DB)
+    idle.used_monotonic -= 1.5
+    in_use.used_monotonic -= 0.5
+    found = surveyed(
+        *(leaked, waiting, busy(guard, 1.0), busy(guard, 5.0), idle, in_use),
+        waiters=(Waiter(scope, 4.0, PAY),),
+        out=6,
+    )
+    assert {one.use: one.who for one in found.holders} == {
+        Use.LEAKED: "leaky",
+        Use.WAITING: "GET /",
+        Use.EXECUTING: "no request context",
+        Use.LONG_STATEMENT: "no request context",
+        Use.IDLE: "no request context",
+        Use.IN_USE: "no request context",
+    }
+    assert found.waiters == (PoolUsers("GET /", PAY, None, 1, 4.0),)
+    assert (found.out, found.waiting, found.unknown) == (6, 1, 0)
+    guard.uninstall()
+
+
+def test_what_is_kept_after_its_scope_is_not_merely_idle() -> None:
+    """Though it is no finding: somebody may yet give it back, or it is allowed or ignored."""
+
+    def every(_: Finding) -> bool:
+        return True
+
+    guard = installed(ignore=[every])
+    with guard.scope("GET /") as scope:
+        kept = take(guard, scope, GET_DB)
+        assert [one.use for one in surveyed(kept).holders] == [Use.IN_USE]
+    kept.used_monotonic -= 60
+    assert [one.use for one in surveyed(kept).holders] == [Use.KEPT]
+    guard.uninstall()
+
+
+def test_where_nobody_follows_statements_none_is_called_idle() -> None:
+    """Nothing tells whether one runs."""
+    hold = FakeConnection(make_guard(held_after=None, statements=False), None)
+    hold.used_monotonic -= 60
+    assert [one.use for one in surveyed(hold).holders] == [Use.OUT]
+
+
+def test_the_shorter_the_time_out_the_sooner_a_connection_is_idle() -> None:
+    """A quarter of the time-out, or a second where that is not known."""
+    hold = FakeConnection(make_guard(), None)
+    hold.used_monotonic -= 0.5
+    for timeout, use in ((1.0, Use.IDLE), (30.0, Use.IN_USE), (None, Use.IN_USE)):
+        found = surveyed(hold, limits=Limits(5, 10, timeout), out=None)
+        assert [one.use for one in found.holders] == [use]
+
+
+def test_a_statement_is_long_if_others_have_waited_for_all_of_it() -> None:
+    """By the time-out, or a second where that is not known."""
+    guard = make_guard()
+    for timeout, use in ((1.0, Use.LONG_STATEMENT), (30.0, Use.EXECUTING)):
+        found = surveyed(busy(guard, 1.5), limits=Limits(5, 10, timeout))
+        assert [one.use for one in found.holders] == [use]
+    found = surveyed(busy(guard, 1.5), limits=Limits(None, None, None))
+    assert [one.use for one in found.holders] == [Use.LONG_STATEMENT]
+
+
+def test_what_is_alike_is_told_once() -> None:
+    """With the longest time, and the place where most of them are."""
+    guard = make_guard()
+    holds = [FakeConnection(guard, None, GET_DB) for _ in range(3)]
+    holds.append(FakeConnection(guard, None, PAY))
+    holds[1].acquired_monotonic -= 60
+    found = surveyed(*holds)
+    assert [(one.count, one.site) for one in found.holders] == [(3, GET_DB), (1, PAY)]
+    assert 60 <= found.holders[0].longest < 70
+    assert found.count(Use.IN_USE) == 4
+    assert found.count(Use.LEAKED) == 0
+    assert found.largest(Use.LEAKED) is None
+
+
+def test_what_is_being_opened_is_out() -> None:
+    """The pool counts it, and nobody has it yet: no more of them than the pool has besides."""
+    hold = FakeConnection(make_guard(), None, GET_DB)
+    opening = Waiter(None, 0.1, PAY, has_one=True)
+    found = surveyed(hold, waiters=(opening, opening), out=2)
+    assert [(one.use, one.count) for one in found.holders] == [(Use.OPENING, 1), (Use.IN_USE, 1)]
+    assert found.waiting == 0
+    assert surveyed(hold, waiters=(opening,), out=1).count(Use.OPENING) == 0
+
+
+def test_of_very_many_connections_the_places_are_not_all_looked_for() -> None:
+    """The caller waits, and has waited for long."""
+
+    class Counted(Elsewhere):
+        def stack(self) -> Stack:
+            looked_at.append(self)
+            return []
+
+    looked_at: list[Elsewhere] = []
+    guard = make_guard()
+    holds = [FakeConnection(guard, None) for _ in range(300)]
+    for hold in holds:
+        hold.holder = Counted(None)
+    assert surveyed(*holds).out == 300
+    assert len(looked_at) == 200
+
+
+def test_who_needs_a_loop() -> None:
+    """A task of it, which has what it did not leak."""
+    guard = installed()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with guard.scope("job") as scope:
+            hold = take(guard, scope)
+            assert hold.needs(loop)
+            hold.holder = Elsewhere(None)
+            assert not hold.needs(loop)
+            hold.holder = Elsewhere(loop)
+            assert hold.needs(loop)
+            hold.holder = None
+        assert not hold.needs(loop)
+        assert not FakeConnection(guard, None).needs(loop)
+
+    asyncio.run(main())
+    guard.uninstall()
+
+
+def test_a_place_is_the_first_that_is_the_user_s() -> None:
+    """Nowhere, if none is."""
+    assert first_site([], 1) is None
+    assert first_site([[]], 1) is None
