@@ -263,8 +263,11 @@ class ConnectionHold(Hold):
         if self.guard.has_leaked(self):
             return False
         holders = list(self.holders)
-        if holders:
-            return any(holder.loop is loop for holder in holders)
+        if any(holder.loop is loop for holder in holders):
+            return True
+        if any(holder.running() for holder in holders):
+            return False
+        # As of a dependency that a thread has run: its exit is up to the task of the request.
         loop_ref = None if self.scope is None else self.scope.loop
         return loop_ref is not None and loop_ref() is loop
 
@@ -297,6 +300,11 @@ class ConnectionHold(Hold):
     def tells_idleness(self) -> bool:
         """Whether everything that its user may do with it can be noticed."""
         return True
+
+    @property
+    def used_elsewhere(self) -> bool:
+        """Whether somebody may use it at this moment who is not among those that may have it."""
+        return False
 
     def occupied_by(self, stack: Stack) -> bool:  # noqa: ARG002  (most libraries tell more)
         """Return whether work that is there is busy with the database."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite
     from leakguard.core.hold import ConnectionHold
     from leakguard.core.scope import Scope
+    from leakguard.core.stacks import Stack
 
 
 class Waiter(NamedTuple):
@@ -62,10 +63,10 @@ def survey(
     under_way = list(waiters)
     waiting = [waiter for waiter in under_way if not waiter.has_one]
     scopes = {waiter.scope for waiter in waiting if waiter.scope is not None}
-    held = [
-        _holder(hold, _use_of(hold, scopes, limits), workers if number < _LOOKED_AT else None)
-        for number, hold in enumerate(holds)
-    ]
+    held: list[_Member] = []
+    for number, hold in enumerate(holds):
+        stacks = list(workers.stacks(hold)) if number < _LOOKED_AT else []
+        held.append(_holder(hold, stacks, _use_of(hold, stacks, scopes, limits)))
     # Of the others those that have just got theirs are among the holds already.
     not_seen = max(0, (out or 0) - len(holds))
     opening = [waiter for waiter in under_way if waiter.has_one][:not_seen]
@@ -81,24 +82,31 @@ def survey(
     )
 
 
-def _holder(hold: ConnectionHold, use: Use, workers: Workers | None) -> _Member:
-    now_at = None
-    if workers is not None and use is not Use.LEAKED:
-        now_at = first_site(workers.stacks(hold), hold.guard.settings.frames)
+def _holder(hold: ConnectionHold, stacks: Sequence[Stack], use: Use) -> _Member:
+    leaked = use is Use.LEAKED
+    now_at = None if leaked else first_site(stacks, hold.guard.settings.frames)
     site = hold.created_at or hold.acquired_at
     return _Member(name_of(hold.scope), site, use, hold.held_for, now_at)
 
 
-def _use_of(hold: ConnectionHold, waiting: set[Scope], limits: Limits) -> Use:
+def _use_of(
+    hold: ConnectionHold, stacks: Iterable[Stack], waiting: set[Scope], limits: Limits
+) -> Use:
     if hold.guard.has_leaked(hold):
         return Use.LEAKED
     if hold.scope is not None and hold.scope.closed_at is not None:
         return Use.KEPT
-    if hold.scope in waiting:
-        return Use.WAITING
     if hold.executing:
         timeout = _LONG if limits.timeout is None else limits.timeout
         return Use.LONG_STATEMENT if hold.executing_for > timeout else Use.EXECUTING
+    if hold.scope in waiting:
+        return Use.WAITING
+    return _use_between_statements(hold, stacks, limits)
+
+
+def _use_between_statements(hold: ConnectionHold, stacks: Iterable[Stack], limits: Limits) -> Use:
+    if any(map(hold.occupied_by, stacks)):  # as in a commit
+        return Use.EXECUTING
     if not hold.guard.settings.follow_statements:
         return Use.OUT
     long = _LONG if limits.timeout is None else min(_LONG, limits.timeout / 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 from leakguard import Finding, Hold
 from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
@@ -52,12 +53,13 @@ def surveyed(
 class Elsewhere:
     """A holder that is a task of some loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, *, runs: bool = True) -> None:
         self.loop = loop
+        self._runs = runs
 
     def running(self) -> bool:
-        """Run."""
-        return True
+        """Run, or have ended."""
+        return self._runs
 
     def stack(self) -> Stack:
         """Be nowhere."""
@@ -136,6 +138,28 @@ def test_a_statement_is_long_if_others_have_waited_for_all_of_it() -> None:
     assert [one.use for one in found.holders] == [Use.LONG_STATEMENT]
 
 
+class Committing(FakeConnection):
+    """A connection whose owner is in the database without a statement."""
+
+    def occupied_by(self, stack: Stack) -> bool:
+        return bool(stack)
+
+
+def test_whoever_is_in_the_database_is_not_idle() -> None:
+    """As in a commit, which takes long."""
+    frame = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+
+    class There(Elsewhere):
+        def stack(self) -> Stack:
+            return [frame]
+
+    hold = Committing(make_guard(), None)
+    hold.used_monotonic -= 60
+    assert [one.use for one in surveyed(hold).holders] == [Use.IDLE]
+    hold.holder = There(None)
+    assert [one.use for one in surveyed(hold).holders] == [Use.EXECUTING]
+
+
 def test_what_is_alike_is_told_once() -> None:
     """With the longest time, and the place where most of them are."""
     guard = make_guard()
@@ -188,6 +212,8 @@ def test_who_needs_a_loop() -> None:
             assert hold.needs(loop)
             hold.holder = Elsewhere(None)
             assert not hold.needs(loop)
+            hold.holder = Elsewhere(None, runs=False)  # a thread that ran a dependency
+            assert hold.needs(loop)
             hold.holder = Elsewhere(loop)
             assert hold.needs(loop)
             hold.holder = None

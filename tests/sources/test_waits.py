@@ -99,18 +99,20 @@ def test_those_that_time_out_together_share_a_survey(
     small: Engine, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are many, and each would say the same; after a while it is made anew."""
+    for setting, value in (("_SURVEY_AGE", 0.0), ("_SURVEY_PAUSE", 0), ("_SURVEY_AGE", 1000.0)):
+        monkeypatch.setattr(waits, setting, value)
     with exhausted(small):
-        monkeypatch.setattr(waits, "_SURVEY_AGE", 1000.0)
         time_out(small)
         time_out(small)
-        monkeypatch.setattr(waits, "_SURVEY_AGE", 0.0)
+    monkeypatch.setattr(waits, "_SURVEY_AGE", 0.0)
+    small.dispose()  # the pool that comes then has none
+    with exhausted(small):
         time_out(small)
-    first, second, third = (finding.exhaustion for finding in recorder.findings)
-    assert first is not None
-    assert second is not None
-    assert third is not None
-    assert first.holders is second.holders
-    assert third.holders is not first.holders
+        time_out(small)
+    found = [finding.exhaustion for finding in recorder.findings]
+    first, second, third, fourth = (one.holders for one in found if one is not None)
+    assert first is second
+    assert third is not fourth
 
 
 @pytest.mark.usefixtures("guard")
@@ -265,6 +267,50 @@ def test_a_checkout_in_a_greenlet_that_is_suspended_waits(
     assert first is not None
     assert first.waiting == 2
     assert len(recorder.findings) == 2
+
+
+@pytest.mark.usefixtures("guard")
+def test_the_time_out_of_another_pool_says_nothing_of_this_one(
+    small: Engine, recorder: Recorder
+) -> None:
+    """One that is asked in order to connect, as for the address of a tenant."""
+
+    def creator() -> sqlite3.Connection:
+        small.connect()
+        raise AssertionError("there was one")
+
+    tenant = create_engine("sqlite://", creator=creator, pool_logging_name="tenant")
+    with exhausted(small), pytest.raises(PoolTimeoutError):
+        tenant.connect()
+    assert [finding.pool for finding in recorder.findings] == ["main"]
+    tenant.dispose()
+
+
+@pytest.mark.usefixtures("guard")
+def test_a_detached_connection_is_not_the_pool_s(small: Engine, recorder: Recorder) -> None:
+    """Others may be taken in its place."""
+    with small.connect() as connection:
+        connection.detach()
+        with exhausted(small):
+            time_out(small)
+    [finding] = recorder.findings
+    assert finding.exhaustion is not None
+    assert finding.exhaustion.out == 2
+
+
+@pytest.mark.usefixtures("guard")
+def test_of_very_many_that_wait_the_places_are_not_all_looked_for(
+    small: Engine, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But all of them are counted."""
+    monkeypatch.setattr(waits, "_LOOKED_AT", 0)
+    waiting = threading.Thread(target=time_out, args=[small])
+    with exhausted(small):
+        waiting.start()
+        time_out(small)
+        waiting.join()
+    found = [finding.exhaustion for finding in recorder.findings]
+    assert 2 in [one.waiting for one in found if one is not None]
 
 
 def test_a_greenlet_that_has_ended_is_nowhere() -> None:

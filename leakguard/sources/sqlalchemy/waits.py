@@ -12,13 +12,14 @@ from dataclasses import replace
 from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool
 
 from leakguard.core.callsite import capture
 from leakguard.core.clock import monotonic
+from leakguard.core.lock import LOCK
 from leakguard.core.pool import Wait
 from leakguard.core.scope import current_scope
 from leakguard.core.stacks import Stack, call_site, greenlet_stack, thread_stack
@@ -62,7 +63,7 @@ class _Survey(NamedTuple):
     For all checkouts that time out at about the same time: they are many.
     """
 
-    made_at: float
+    good_until: float
     exhaustion: Exhaustion
 
 
@@ -73,6 +74,7 @@ class Waits:
         self._checkouts = checkouts
         self._under_way: dict[object, _UnderWay] = {}
         self._surveys: WeakKeyDictionary[Pool, _Survey] = WeakKeyDictionary()
+        self._explained: WeakSet[PoolTimeoutError] = WeakSet()
         self.patches = (Patch(Pool, "connect", self._wrap_connect),)
 
     def _wrap_connect(
@@ -89,8 +91,11 @@ class Waits:
             try:
                 proxy = original(pool)
             except PoolTimeoutError as error:
-                self._tell(pool, None, began)
-                self._explain(pool, error, began)
+                # Not that of another pool, which somebody asked in order to connect.
+                if error not in self._explained:
+                    self._explained.add(error)
+                    self._tell(pool, None, began)
+                    self._explain(pool, error, began)
                 raise
             finally:
                 under_way.pop(key, None)
@@ -132,17 +137,23 @@ class Waits:
         return any(hold.needs(loop) for hold in self._checkouts.of_pool(pool))
 
     def _survey(self, pool: Pool, guard: Guard, frame: FrameType) -> Exhaustion:
-        now = monotonic()
-        known = self._surveys.get(pool)
-        if known is not None and now - known.made_at < _SURVEY_AGE:
-            return known.exhaustion
+        with LOCK:  # many time out at once: one makes it, and the others wait for that
+            began = monotonic()
+            known = self._surveys.get(pool)
+            if known is not None and began < known.good_until:
+                return known.exhaustion
+            exhaustion = self._make_survey(pool, guard, frame)
+            ended = monotonic()
+            good_for = max(_SURVEY_AGE, _SURVEY_PAUSE * (ended - began))
+            self._surveys[pool] = _Survey(ended + good_for, exhaustion)
+            return exhaustion
+
+    def _make_survey(self, pool: Pool, guard: Guard, frame: FrameType) -> Exhaustion:
         workers = Workers()
         waiters = self._waiters(pool, guard.settings.frames, frame, workers)
-        exhaustion = survey(
+        return survey(
             self._checkouts.of_pool(pool), waiters, pool_limits(pool), pool_fill(pool)[0], workers
         )
-        self._surveys[pool] = _Survey(now, exhaustion)
-        return exhaustion
 
     def forget(self) -> None:
         """Forget the checkouts of other threads: this is the child of a fork."""
@@ -154,12 +165,14 @@ class Waits:
     ) -> Iterator[Waiter]:
         now = monotonic()
         own = get_ident(), current_greenlet()
-        under_way = list(self._under_way.copy().values())
-        for one in (one for one in under_way if one.pool == id(pool)):
+        under_way = [one for one in self._under_way.copy().values() if one.pool == id(pool)]
+        for number, one in enumerate(under_way):
             if (one.thread, one.greenlet) == own:
                 opener = None if one.scope is None else one.scope.opener
                 site = capture(frame, frames, parent_stacks, opener)
                 yield Waiter(one.scope, now - one.began, site)
+            elif number >= _LOOKED_AT:
+                yield Waiter(one.scope, now - one.began, None)
             else:
                 stack = _stack_of(one, workers)
                 waits = not stack or waits_for_pool(stack)
@@ -178,4 +191,8 @@ def _stack_of(waiting: _UnderWay, workers: Workers) -> Stack:
 
 
 _SURVEY_AGE: Final = 0.1
-"""Seconds for which a survey serves the further checkouts that time out."""
+"""Seconds for which a survey serves the further checkouts that time out, at least ..."""
+_SURVEY_PAUSE: Final = 20
+"""... and how many times as long as it took."""
+_LOOKED_AT: Final = 200
+"""Of how many checkouts it is found out at most where they wait."""
