@@ -37,6 +37,12 @@ def thread_stack(thread: int) -> Stack:
     return [] if frame is None else [frame]
 
 
+def thread_numbers() -> list[int]:
+    """List the threads that run Python code."""
+    with PAUSE:
+        return list(sys._current_frames())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+
+
 def greenlet_stack(greenlet: Any) -> Stack:  # noqa: ANN401  (of a library that need not be installed)
     """Return where a greenlet waits; empty for one that runs, or has ended."""
     with PAUSE:

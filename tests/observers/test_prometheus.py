@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
-from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import SAWarning
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import DisconnectionError, SAWarning
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
@@ -307,6 +307,45 @@ def test_pools_of_one_name_are_counted_together(driver: Driver, metrics: Metrics
         gc.collect()
         assert metrics.connections() == (2, 0)
         assert metrics.value("db_client_connection_max", pool="main") == 6
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_listener_that_refuses_a_new_connection(driver: Driver, metrics: Metrics) -> None:
+    """It is closed, and nobody had it."""
+    engine = driver.engine(QueuePool)
+
+    def refuse(*_: object) -> None:
+        raise KeyError
+
+    event.listen(engine, "connect", refuse)
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            engine.raw_connection()
+    assert metrics.connections() == (0, 0)
+    event.remove(engine, "connect", refuse)
+    with engine.connect():
+        assert metrics.connections() == (0, 1)
+    assert metrics.connections() == (1, 0)
+    engine.dispose()
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_listener_that_asks_for_another_connection(driver: Driver, metrics: Metrics) -> None:
+    """The one that it gets instead is out."""
+    engine = driver.engine(QueuePool)
+    engine.connect().close()
+    refused: list[object] = []
+
+    def refuse(connection: object, *_: object) -> None:
+        if not refused:
+            refused.append(connection)
+            raise DisconnectionError
+
+    event.listen(engine, "checkout", refuse)
+    with engine.connect():
+        assert metrics.connections() == (0, 1)
+    assert metrics.connections() == (1, 0)
+    engine.dispose()
 
 
 def test_an_observer_of_two_guards_goes_on_to_count_the_leaks_of_one(metrics: Metrics) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,20 +183,109 @@ class Context:
         self.cursor = SimpleNamespace(rownumber=1)
 
 
-def test_only_a_server_side_cursor_moves(watching: LeakGuard, engine: Engine) -> None:
-    """The rows of others are all there, or are read at once."""
+class Plain:
+    """That of a statement whose rows are all there at once."""
+
+    _is_server_side = False
+    dialect = SimpleNamespace(name="postgresql")
+
+
+def test_rows_that_are_read_are_use(watching: LeakGuard, engine: Engine) -> None:
+    """Those of a server-side cursor, for as long as the program keeps the result."""
     with Session(engine) as db:
         context = Context()
         db.execute(QUERY)
         hold: Any = connection_of(watching)
-        assert not hold.execution.has_moved()
-        execution = begin_execution(context, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        assert execution.has_moved()
-        assert not execution.has_moved()
+        hold.began(begin_execution(context, sys._getframe()))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        hold.began(begin_execution(Plain(), sys._getframe()))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        [stream] = hold.streams  # though another statement began since
+        assert stream.has_moved()
+        assert not stream.has_moved()
         context.cursor.rownumber = 2
-        assert execution.has_moved()
+        assert stream.has_moved()
+        assert hold.tells_idleness
         del context
-        assert not execution.has_moved()
+        assert not stream.has_moved()
+        assert hold.tells_idleness
+
+
+def test_where_nothing_tells_of_reading_nothing_is_idle(
+    watching: LeakGuard, engine: Engine
+) -> None:
+    """SQLite computes its rows as they are read; asyncpg does not say how many were."""
+    with engine.connect() as connection:
+        hold: Any = connection_of(watching)
+        result = connection.execute(QUERY)
+        assert not hold.tells_idleness
+        assert hold.tells_idleness == (not hold.streams)
+        del result
+        assert hold.tells_idleness
+        connection.execute(QUERY)
+        assert len(hold.streams) == 1  # what cannot be read any more is not kept
+
+
+class SlowCommits:
+    """An engine whose commits take until somebody lets them go on."""
+
+    def __init__(self, file: Path) -> None:
+        self.committing, self.go_on = threading.Event(), threading.Event()
+        slow = self
+
+        class Connection(sqlite3.Connection):
+            def commit(self) -> None:
+                slow.committing.set()
+                assert slow.go_on.wait(PATIENCE)
+                super().commit()
+
+        def connect() -> sqlite3.Connection:
+            return sqlite3.connect(file, check_same_thread=False, factory=Connection)
+
+        self.engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[SlowCommits]:
+    slow = SlowCommits(tmp_path / "slow.db")
+    yield slow
+    slow.engine.dispose()
+
+
+def test_whoever_ends_a_transaction_elsewhere_may_use_it(
+    watching: LeakGuard, slow: SlowCommits
+) -> None:
+    """No event tells whose transaction it is: so nobody is called idle meanwhile."""
+    with slow.engine.connect() as connection:
+        connection.execute(QUERY)
+        hold: Any = connection_of(watching)
+        assert not hold.used_elsewhere
+        thread = threading.Thread(target=connection.commit)
+        thread.start()
+        assert slow.committing.wait(PATIENCE)
+        assert hold.used_elsewhere
+        slow.go_on.set()
+        thread.join()
+        assert not hold.used_elsewhere
+
+
+def test_whoever_works_with_another_connection_does_not_use_this_one(
+    watching: LeakGuard, slow: SlowCommits, engine: Engine
+) -> None:
+    """Known by the statements that the thread has executed."""
+
+    def work() -> None:
+        with slow.engine.connect() as connection:
+            connection.execute(QUERY)
+            connection.commit()
+
+    with engine.connect() as connection:
+        connection.execute(QUERY)
+        hold: Any = connection_of(watching)
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert slow.committing.wait(PATIENCE)
+        assert not hold.used_elsewhere
+        slow.go_on.set()
+        thread.join()
 
 
 # --- who has it -----------------------------------------------------------------------------------

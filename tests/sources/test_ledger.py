@@ -131,7 +131,6 @@ def test_the_child_of_a_fork_counts_nothing_of_its_parent_s(engine: Engine, tota
 @pytest.mark.parametrize(
     "owner, method",
     [
-        (Ledger, "opened"),
         (Ledger, "taken"),
         (Ledger, "returned"),
         (Ledger, "gone"),

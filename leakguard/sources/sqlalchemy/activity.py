@@ -7,6 +7,7 @@ SQLAlchemy's that executes it is on the stack of its thread or of its greenlet.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from functools import lru_cache
 from threading import get_ident
 from types import FrameType
@@ -15,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.engine import Connection, Engine
 
 from leakguard.core.clock import monotonic
-from leakguard.core.stacks import frames_of, greenlet_stack, is_on_stack, thread_stack
+from leakguard.core.stacks import (
+    frames_of,
+    greenlet_stack,
+    is_on_stack,
+    thread_numbers,
+    thread_stack,
+)
 from leakguard.sources.sqlalchemy.drivers import read_position
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet
 
@@ -54,13 +61,40 @@ class Execution:
             return False
         return is_on_stack(self._frame, self._code, thread)
 
-    def has_moved(self) -> bool:
-        """Return whether rows of a server-side cursor were read since this was last asked."""
+    @property
+    def thread(self) -> int:
+        """The thread that it runs in."""
+        return self._thread
+
+    @property
+    def streams(self) -> bool:
+        """Whether the database hands its rows out as they are read, and not all at once."""
         context = self._context()
-        if context is None or not getattr(context, "_is_server_side", False):
+        return context is not None and _streams(context)
+
+    @property
+    def may_be_read(self) -> bool:
+        """Whether somebody may still read rows of it."""
+        return self._context() is not None
+
+    @property
+    def tells(self) -> bool:
+        """Whether it can be noticed that rows are read, or none can be."""
+        context = self._context()
+        return context is None or read_position(context.cursor) is not None
+
+    def has_moved(self) -> bool:
+        """Return whether rows were read since this was last asked."""
+        context = self._context()
+        if context is None:
             return False
         before, self._position = self._position, read_position(context.cursor)
         return before != self._position
+
+
+def _streams(context: Any) -> bool:  # noqa: ANN401  (of any dialect)
+    # SQLite's rows are always computed as they are read.
+    return bool(context._is_server_side) or context.dialect.name == "sqlite"  # noqa: SLF001  (no public way; tested)
 
 
 _latest: Final[dict[int, Execution]] = {}
@@ -105,6 +139,28 @@ def is_in_database(stack: Stack) -> bool:
             return False
         inside = inside or _is_of_database(_module(frame))
     return inside
+
+
+def works_in_other_threads(busy: Collection[int]) -> bool:
+    """Return whether a thread other than those in `busy` ends a transaction or reads rows.
+
+    It may do so with a connection that another one took: no event tells which.
+    """
+    stacks = ((number, thread_stack(number)) for number in thread_numbers() if number not in busy)
+    return any(_ends_or_reads(stack) for _, stack in stacks)
+
+
+def _ends_or_reads(stack: Stack) -> bool:
+    return any(
+        frame.f_code.co_name in _ENDS_OR_READS and _module(frame).startswith("sqlalchemy.engine.")
+        for frame in frames_of(stack)
+    )
+
+
+_ENDS_OR_READS: Final = frozenset(
+    {"do_commit", "do_rollback", "fetchone", "fetchmany", "fetchall", "_fetchall_impl"}
+)
+"""The functions in which SQLAlchemy waits for the database besides executing a statement."""
 
 
 def waits_for_pool(stack: Stack) -> bool:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from leakguard.core.clock import monotonic
 from leakguard.core.finding import PoolUsage
 from leakguard.core.hold import ConnectionHold, SessionHold
-from leakguard.sources.sqlalchemy.activity import Execution, is_in_database
+from leakguard.sources.sqlalchemy.activity import Execution, is_in_database, works_in_other_threads
 from leakguard.sources.sqlalchemy.drivers import (
     backend_pid,
     driver_in_transaction,
     is_active,
-    tells_activity,
 )
 from leakguard.sources.sqlalchemy.pools import PoolFacts, pool_fill
 
@@ -53,6 +52,7 @@ class Checkout(ConnectionHold):
         "open_checkouts",
         "record_id",
         "ref",
+        "streams",
         "uses",
     )
     ref: IdRef[PoolProxiedConnection]
@@ -69,6 +69,8 @@ class Checkout(ConnectionHold):
     the driver's connection to itself."""
     execution: Execution | None
     """That of the statement that began last, where the settings want to know."""
+    streams: tuple[Execution, ...]
+    """Those whose rows the database hands out as they are read, and may still be read."""
     uses: tuple[SessionUse, ...]
     """That of who took it, and those that sessions began meanwhile; empty where there was none."""
 
@@ -96,10 +98,22 @@ class Checkout(ConnectionHold):
     @property
     def executing(self) -> bool:
         execution = self.execution
-        if execution is not None and (execution.running or execution.has_moved()):
+        if execution is not None and (execution.running or self._stream_moved()):
             return True
         proxy = self.ref()
         return proxy is not None and is_active(proxy.driver_connection)
+
+    def began(self, execution: Execution) -> None:
+        """Note that a statement begins."""
+        self.execution = execution
+        self.used_monotonic = execution.began
+        if execution.streams:
+            streams = [one for one in self.streams if one.may_be_read]
+            self.streams = (*streams, execution)
+
+    def _stream_moved(self) -> bool:
+        moved = [stream.has_moved() for stream in self.streams]  # each is to be asked
+        return any(moved)
 
     @property
     def executing_for(self) -> float:
@@ -107,10 +121,14 @@ class Checkout(ConnectionHold):
 
     @property
     def tells_idleness(self) -> bool:
-        if self.by_connection:  # whose statements are SQLAlchemy's, which tells of them
-            return True
-        proxy = self.ref()
-        return proxy is not None and tells_activity(proxy.driver_connection)
+        # Whoever has the driver's connection to himself may use it between any two looks.
+        return self.by_connection and all(stream.tells for stream in self.streams)
+
+    @property
+    def used_elsewhere(self) -> bool:
+        others = [hold.execution for hold in self.open_checkouts.copy().values()]
+        busy = {one.thread for one in others if one is not None and one is not self.execution}
+        return works_in_other_threads(busy)
 
     def occupied_by(self, stack: Stack) -> bool:
         return is_in_database(stack)

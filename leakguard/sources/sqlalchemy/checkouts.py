@@ -99,9 +99,10 @@ class Checkouts:
         return Owner(guard, scope, self._facts_of(pool, sys._getframe(1), guard).name)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
 
     def of_pool(self, pool: Pool) -> list[Checkout]:
-        """List the connections of a pool that are out, whatever guard watches them."""
+        """List the connections of a pool that are out of it, whatever guard watches them."""
         checkouts: list[Checkout] = list(self._open.copy().values())
-        return [hold for hold in checkouts if hold.facts.ref() is pool and hold.open]
+        of_pool = [hold for hold in checkouts if hold.facts.ref() is pool]
+        return [hold for hold in of_pool if hold.detached_id is None and hold.open]
 
     def share_out(self) -> None:
         """Tell a guard of every pool that it watches and of which nobody is told."""
@@ -144,11 +145,11 @@ class Checkouts:
     # --- listeners --------------------------------------------------------------------------------
 
     def _on_connect(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:  # noqa: ARG002  (the event's signature)
+        """A pool opens a connection, which counts when it goes out: a listener may refuse it."""
         try:
             pool = pool_of(record)
             guard, _ = self._guards.guard_for(current_scope.get(), pool)
-            facts = self._facts_of(pool, sys._getframe(1), guard)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            facts.ledger.opened(id(record))
+            self._facts_of(pool, sys._getframe(1), guard)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
@@ -260,8 +261,7 @@ class Checkouts:
             if not settings.follow_statements:
                 return
             frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            hold.execution = begin_execution(context, frame)
-            hold.used_monotonic = hold.execution.began
+            hold.began(begin_execution(context, frame))
             if settings.statements:
                 long = len(statement) > _STATEMENT_LIMIT
                 hold.statement_text = f"{statement[:_STATEMENT_LIMIT]}…" if long else statement
@@ -275,7 +275,10 @@ class Checkouts:
     def _checked_out(self, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
         known = self._open.get(id(proxy))
         if known is not None and known.ref() is proxy:
-            return  # checked out again after another listener asked for a reconnect
+            # Checked out again, after another listener asked for a reconnect.
+            if not known.facts.shares:
+                known.facts.ledger.taken(known.record_id)
+            return
         pool = _pool_of(proxy)
         guard, scope = self._guards.guard_for(current_scope.get(), pool)
         if guard is None:
@@ -293,6 +296,7 @@ class Checkouts:
         hold.uses = ()
         hold.open_checkouts = self._open
         hold.execution = None
+        hold.streams = ()
         # Needed for `held` alone, and it costs a walk.
         hold.by_connection = guard.settings.held_after is None or taken_by_connection(frame)
         hold.ref = IdRef(proxy, self._proxy_gone)

@@ -34,22 +34,16 @@ _PID_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
 
 def is_active(connection: Any) -> bool:  # noqa: ANN401  (any driver's)
     """Return whether a command runs on the connection, as far as its driver says so."""
-    return any(_asked(getter, connection) == _ACTIVE for getter in _STATUS_GETTERS)
+    statuses = (_asked(getter, connection) for getter in _STATUS_GETTERS)
+    # aiomysql has a method of the same name, which says whether a transaction is open.
+    return any(status == _ACTIVE and status is not True for status in statuses)
 
 
-def tells_activity(connection: Any) -> bool:  # noqa: ANN401  (any driver's)
-    """Return whether the use of the driver's own connection can be noticed.
-
-    It says so itself, or is written in Python, and so is seen on the stack.
-    """
-    package = type(connection).__module__.partition(".")[0]
-    return package in _TELLING_DRIVERS
-
-
-def read_position(cursor: Any) -> object:  # noqa: ANN401  (any driver's)
-    """Return something that changes when rows are read by a server-side cursor."""
+def read_position(cursor: Any) -> object | None:  # noqa: ANN401  (any driver's)
+    """Return what changes when rows are read by a cursor; `None` where the driver does not tell."""
     inner = getattr(cursor, "_cursor", None)  # of one that SQLAlchemy adapts for asyncio
-    return [_asked(getter, one) for one in (cursor, inner) for getter in _POSITION_GETTERS]
+    positions = (_asked(getter, one) for one in (cursor, inner) for getter in _POSITION_GETTERS)
+    return next((position for position in positions if position is not None), None)
 
 
 def _asked(getter: Callable[[Any], Any], subject: Any) -> object:  # noqa: ANN401  (any driver's)
@@ -65,11 +59,7 @@ _STATUS_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
     lambda connection: connection.pgconn.transaction_status,  # psycopg
     lambda connection: connection.get_transaction_status(),  # psycopg2
 )
-_TELLING_DRIVERS: Final = frozenset(
-    ("psycopg", "psycopg2", "asyncpg", "pymysql", "aiomysql", "asyncmy", "aiosqlite")
-)
 _POSITION_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
     lambda cursor: cursor._pos,  # noqa: SLF001  (psycopg; no public way, tested)
     lambda cursor: cursor.rownumber,  # PyMySQL, aiomysql, asyncmy
-    lambda cursor: len(cursor._rowbuffer),  # noqa: SLF001  (asyncpg's, of SQLAlchemy; tested)
 )
