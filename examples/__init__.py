@@ -9,6 +9,7 @@ They are in the order in which to read them; every file says how to start it:
 5. `starlette_alone`: Starlette without FastAPI.
 6. `existing`: an application of several files, and the one line that adds leakguard to it.
 7. `job`: a script without any web application.
+8. `observability`: an application to watch from outside, with rules, alerts and a dashboard.
 
 `demo` drives the first two over HTTP and shows what happens: `./scripts/demo`.
 """

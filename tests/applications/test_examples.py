@@ -40,6 +40,7 @@ APPLICATIONS = (
     "async_engine",
     "starlette_alone",
     "existing.main",
+    "observability.application",
 )
 """The examples that uvicorn starts."""
 
@@ -62,6 +63,11 @@ CORRECT = {
         ("GET", "/forgetful/items/1", 200),
     ),
     "existing.main": (("GET", "/api/items", 200), ("POST", "/api/items/1/orders", 201)),
+    "observability.application": (
+        ("GET", "/items/1", 200),
+        ("GET", "/slow/items/1", 200),
+        ("GET", "/metrics/", 200),
+    ),
 }
 """The requests that give everything back, and the status of their answers."""
 
@@ -122,6 +128,14 @@ LEAKS = (
         "place_order",
         method="POST",
         file="existing.routers.orders",
+    ),
+    Leak(
+        "observability.application",
+        "/kept/items/1",
+        "/kept/items/{item_id}",
+        200,
+        "show",
+        "read_item_and_keep_it",
     ),
 )
 

@@ -1,0 +1,1 @@
+"""Metrics, rules, alerts and a dashboard, and an application to see them at work: `README.md`."""
