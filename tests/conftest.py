@@ -22,6 +22,7 @@ NEED_FASTAPI = [
     "applications/test_requests.py",
     "faults/test_gunicorn.py",
     "faults/test_sentry.py",
+    "observability/test_fleet.py",
     "scenarios/test_scenarios.py",
     "scenarios/test_suite.py",
     "sources/test_fastapi_routes.py",

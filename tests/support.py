@@ -93,11 +93,11 @@ def drain_watch() -> None:
     assert done.wait(PATIENCE)
 
 
-def patiently(condition: Callable[[], object]) -> None:
+def patiently(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Ask again and again until `condition()` is true: of what is in another process."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s"
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
 
 

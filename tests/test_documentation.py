@@ -276,6 +276,7 @@ def test_the_readme_keeps_its_order() -> None:
         "README.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
+        "examples/observability/README.md",
         *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
     ],
 )

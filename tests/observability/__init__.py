@@ -1,0 +1,1 @@
+"""What watches many instances: the rules, alerts and dashboard of `examples/observability`."""
