@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.observability.files import (
     FOLDER,
+    ROOT,
     Rule,
     dashboard,
     exported,
@@ -19,6 +21,7 @@ from tests.observability.files import (
 )
 
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
+FLEET = (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8")
 RULES = rules()
 ALERTS = [rule for rule in RULES if rule.kind == "alert"]
 RECORDS = [rule for rule in RULES if rule.kind == "record"]
@@ -78,6 +81,45 @@ def labels(expression: str) -> set[str]:
 def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
     """The configuration and the rules are valid, and the rules do what their tests say."""
     promtool(*arguments)
+
+
+def pod(name: str, port: str = "8000", **annotations: str) -> dict[str, Any]:
+    """Describe a pod, as Prometheus learns of it from Kubernetes."""
+    prefix = "__meta_kubernetes_"
+    labels = {
+        f"{prefix}namespace": "sales",
+        f"{prefix}pod_label_app_kubernetes_io_name": "shop",
+        f"{prefix}pod_name": name,
+        f"{prefix}pod_container_port_number": port,
+        **{f"{prefix}pod_annotation_{key}": value for key, value in annotations.items()},
+    }
+    return {"targets": [f"{name}:80"], "labels": labels}
+
+
+def test_the_configuration_for_kubernetes_finds_pods_and_names_them(tmp_path: Path) -> None:
+    """Those that want it are targets where they declare a port, and are called by their names."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", FLEET, re.DOTALL)
+    # Debian builds Prometheus without Kubernetes: the pods come from a file.
+    cluster, file = (
+        "kubernetes_sd_configs:\n      - role: pod\n",
+        "file_sd_configs:\n      - files: ",
+    )
+    assert cluster in block
+    (tmp_path / "prometheus.yml").write_text(block.replace(cluster, f"{file}[pods.json]\n"))
+    pods = [
+        pod("shop-1", leakguard_scrape="true"),
+        pod("shop-2", leakguard_scrape="true"),
+        pod("shop-3", port="", leakguard_scrape="true"),
+        pod("other"),
+    ]
+    (tmp_path / "pods.json").write_text(json.dumps(pods))
+    command = ("check", "service-discovery", "--timeout=3s", "prometheus.yml", "kubernetes-pods")
+    targets = [one["labels"] for one in json.loads(promtool(*command, folder=tmp_path))]
+    wanted = ("job", "instance", "__metrics_path__")
+    assert sorted(tuple(labels[name] for name in wanted) for labels in targets if labels) == [
+        ("sales/shop", "shop-1", "/metrics/"),
+        ("sales/shop", "shop-2", "/metrics/"),
+    ]
 
 
 def test_every_alert_is_tested_with_its_whole_text() -> None:

@@ -203,6 +203,7 @@ def test_the_alerts_tell_which_instance_leaks_and_the_dashboard_shows_it(fleet: 
         the_leak_is_told_in_full(fleet)
         every_rule_runs(watching)
         every_panel_has_data(watching, [fleet.healthy, fleet.leaking])
+        every_question_of_the_page_can_be_asked(watching)
     assert set(statuses[fleet.healthy]) == {200}
     assert statuses[fleet.leaking][500] > 0
 
@@ -242,6 +243,16 @@ def every_panel_has_data(watching: Prometheus, instances: list[str]) -> None:
             assert any(map(math.isfinite, (value for _, value in found))), (title, expression)
     for name, expected in {"job": ["shop"], "instance": sorted(instances)}.items():
         assert offered(watching, name) == expected
+
+
+def every_question_of_the_page_can_be_asked(watching: Prometheus) -> None:
+    """The table says what to sum, and Prometheus understands it."""
+    page = (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8")
+    asked = re.findall(r"^\| [^|]+ \| `(.*)` \|$", page, re.MULTILINE)
+    assert len(asked) == 6
+    answers = [watching.query(expression.replace(r"\|", "|")) for expression in asked]
+    # The one that looks back at a day in steps of 5 minutes may not have had its first one.
+    assert [answer for answer in answers if not answer] in ([], [[]])
 
 
 def offered(watching: Prometheus, name: str) -> list[str]:
