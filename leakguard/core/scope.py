@@ -184,6 +184,11 @@ class Scope:
         return None
 
     @property
+    def route_known(self) -> bool:
+        """Whether it is known which route answers; before that, looking for it takes long."""
+        return True
+
+    @property
     def method(self) -> str | None:
         """The HTTP method; `None` outside of HTTP."""
         return None

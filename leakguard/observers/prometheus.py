@@ -137,6 +137,9 @@ class Prometheus(Observer):
         self._held: dict[tuple[str, str], Inc] = {}
         self._waits: dict[str, Inc] = {}
         self._scopes: dict[str, Inc] = {}
+        self._unrouted: dict[Scope, list[tuple[str, float]]] = {}
+        """Pools and seconds of connections that came back before a router had said which route
+        answers: to match all routes for it would cost more than all the rest."""
         self._unresolved = UnresolvedLeaks(self._count_unresolved)
 
     def scope_opened(self, scope: Scope) -> None:
@@ -146,16 +149,20 @@ class Prometheus(Observer):
     def scope_closed(self, scope: Scope) -> None:
         """Count it as open no more."""
         self._count_scope(scope, -1)
+        self._observe_unrouted(scope)
 
     def released(self, hold: Hold) -> None:
         """Observe how long the connection was out."""
         # One that is handed over to another guard is released there.
-        if isinstance(hold, ConnectionHold) and hold.released_monotonic is not None:
-            key = (_route(hold.scope), hold.pool)
-            observe = self._held.get(key)
-            if observe is None:
-                observe = self._held[key] = self._metrics.held.labels(*key).observe
-            observe(hold.held_for)
+        if not isinstance(hold, ConnectionHold) or hold.released_monotonic is None:
+            return
+        scope = hold.scope
+        if scope is None or _has_ended(scope) or scope.route_known:
+            self._observe(scope, hold.pool, hold.held_for)
+        else:
+            self._unrouted.setdefault(scope, []).append((hold.pool, hold.held_for))
+            if _has_ended(scope):  # in between, in another thread
+                self._observe_unrouted(scope)
 
     def found(self, finding: Finding) -> None:
         """Count it, and a leak as unresolved, too."""
@@ -192,6 +199,17 @@ class Prometheus(Observer):
             observe = self._waits[wait.pool] = self._metrics.waits.labels(wait.pool).observe
         observe(wait.seconds)
 
+    def _observe_unrouted(self, scope: Scope) -> None:
+        for pool, seconds in self._unrouted.pop(scope, ()):
+            self._observe(scope, pool, seconds)
+
+    def _observe(self, scope: Scope | None, pool: str, seconds: float) -> None:
+        key = (_route(scope), pool)
+        observe = self._held.get(key)
+        if observe is None:
+            observe = self._held[key] = self._metrics.held.labels(*key).observe
+        observe(seconds)
+
     def _inc(self, known: dict[str, Inc], pool: str, state: str) -> Inc:
         inc = known.get(pool)
         if inc is None:
@@ -226,6 +244,10 @@ def _check_registry(registry: object) -> None:
     if not isinstance(registry, CollectorRegistry):
         allowed = "must be a prometheus_client.CollectorRegistry"
         raise SettingsError("registry", registry, allowed)
+
+
+def _has_ended(scope: Scope) -> bool:
+    return scope.closed_at is not None
 
 
 def _route(scope: Scope | None) -> str:

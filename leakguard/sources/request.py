@@ -86,6 +86,12 @@ class RequestScope(Scope):
         return self._route
 
     @property
+    def route_known(self) -> bool:
+        """Whether a router has said which one answers, or the request is over."""
+        asgi = self._asgi
+        return asgi is None or known_template(asgi) is not None
+
+    @property
     def method(self) -> str | None:
         """The HTTP method; `None` for a WebSocket connection."""
         return self._method

@@ -37,7 +37,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from leakguard import LeakGuard, LeakGuardMiddleware, Prometheus, SettingsError, metrics_app
+from leakguard import LeakGuard, LeakGuardMiddleware, Prometheus, Scope, SettingsError, metrics_app
+from leakguard.core.scope import NO_EVENTS
+from tests.core.fakes import FakeConnection, make_guard
 from tests.load.client import call
 from tests.support import PATIENCE, drain_watch, drivers_ended, fetch
 
@@ -346,6 +348,57 @@ def test_a_listener_that_asks_for_another_connection(driver: Driver, metrics: Me
         assert metrics.connections() == (0, 1)
     assert metrics.connections() == (1, 0)
     engine.dispose()
+
+
+def test_what_comes_back_before_routing_has_the_route_that_answers(
+    driver: Driver, metrics: Metrics
+) -> None:
+    """As what a middleware takes to find out who asks; nobody looks through the routes for it."""
+    engine = driver.engine(QueuePool)
+    looked_for: list[str] = []
+
+    class Looking(Route):
+        def matches(self, scope: Any) -> Any:
+            looked_for.append(scope["path"])
+            return super().matches(scope)
+
+    def item(_: Request) -> Response:
+        return PlainTextResponse("item")
+
+    routed = Starlette(routes=[Looking("/items/{number}", item)])
+
+    async def app(*call: Any) -> None:
+        engine.connect().close()
+        await routed(*call)
+
+    guarded = LeakGuardMiddleware(app, mode="production", observers=[metrics.observer])
+    fetch(guarded, "/items/1")
+    assert looked_for == ["/items/1"]
+    fetch(guarded, "/else")
+    name = "leakguard_connection_hold_seconds_count"
+    assert metrics.value(name, route="/items/{number}", pool="main") == 1
+    assert metrics.value(name, route="unmatched", pool="main") == 1
+    guarded.guard.uninstall()
+    engine.dispose()
+
+
+def test_what_comes_back_as_its_scope_ends_is_not_kept(metrics: Metrics) -> None:
+    """In another thread, and before routing: the scope was told as closed in between."""
+    guard = make_guard()
+
+    class Closing(Scope):
+        @property
+        def route_known(self) -> bool:
+            self.closed_at = 1.0
+            metrics.observer.scope_closed(self)
+            return False
+
+    scope = Closing(guard, "GET /", "http", NO_EVENTS)
+    hold = FakeConnection(guard, scope)
+    hold.released_monotonic = hold.acquired_monotonic
+    metrics.observer.released(hold)
+    name = "leakguard_connection_hold_seconds_count"
+    assert metrics.value(name, route="none", pool="main") == 1
 
 
 def test_an_observer_of_two_guards_goes_on_to_count_the_leaks_of_one(metrics: Metrics) -> None:
