@@ -31,6 +31,11 @@ class Holder(Protocol):
         """The event loop of a task, also of one that has ended."""
         ...
 
+    @property
+    def task(self) -> AnyTask | None:
+        """The task; `None` for other work, and for one that is gone."""
+        ...
+
     def running(self) -> bool:
         """Return whether the work that acquired the hold still runs."""
         ...
@@ -67,6 +72,11 @@ class TaskHolder:
         """The event loop of the task."""
         return self._loop()
 
+    @property
+    def task(self) -> AnyTask | None:
+        """The task, unless it is gone."""
+        return self._task()
+
     def running(self) -> bool:
         """Return whether the task is not done."""
         task = self._task()
@@ -89,6 +99,7 @@ class StrandHolder:
 
     __slots__ = ("_name", "_work")
     loop = None
+    task = None
 
     def __init__(self, strand: Strand) -> None:
         self._work = weakref.ref(strand.work)
@@ -148,6 +159,7 @@ class ThreadHolder:
 
     __slots__ = ("_code", "_frame", "_name", "_thread", "_work")
     loop = None
+    task = None
 
     def __init__(self, work: _ThreadRun) -> None:
         self._work = weakref.ref(work)

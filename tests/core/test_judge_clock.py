@@ -28,6 +28,8 @@ OUTLIVES = FindingKind.OUTLIVES_SCOPE
 class FakeHolder:
     """Work that runs until the test says otherwise, and whose end nobody tells."""
 
+    task = None
+
     loop = None
 
     def __init__(self) -> None:

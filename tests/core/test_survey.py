@@ -53,6 +53,8 @@ def surveyed(
 class Elsewhere:
     """A holder that is a task of some loop."""
 
+    task = None
+
     def __init__(self, loop: asyncio.AbstractEventLoop | None, *, runs: bool = True) -> None:
         self.loop = loop
         self._runs = runs

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -240,6 +240,7 @@ class SlowCommits:
         def connect() -> sqlite3.Connection:
             return sqlite3.connect(file, check_same_thread=False, factory=Connection)
 
+        self.connection = Connection
         self.engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
 
 
@@ -265,6 +266,30 @@ def test_whoever_ends_a_transaction_elsewhere_may_use_it(
         slow.go_on.set()
         thread.join()
         assert not hold.used_elsewhere
+
+
+@pytest.mark.parametrize("wait", [asyncio.shield, asyncio.gather])
+def test_a_task_that_ends_a_transaction_may_use_it(
+    watching: LeakGuard, slow: SlowCommits, wait: Callable[[Any], Awaitable[object]]
+) -> None:
+    """Outside of any scope, where the tasks of the scope cannot be asked."""
+
+    async def main() -> None:
+        options: Any = {"connect_args": {"factory": slow.connection, "check_same_thread": False}}
+        engine = create_async_engine("sqlite+aiosqlite://", **options)
+        async with AsyncSession(engine) as db:
+            await db.execute(QUERY)
+            hold: Any = connection_of(watching)
+            assert not hold.used_elsewhere
+            ending = asyncio.ensure_future(wait(db.commit()))
+            await asyncio.to_thread(slow.committing.wait, PATIENCE)
+            assert hold.used_elsewhere
+            slow.go_on.set()
+            await ending
+            assert not hold.used_elsewhere
+        await engine.dispose()
+
+    asyncio.run(main())
 
 
 def test_whoever_works_with_another_connection_does_not_use_this_one(

@@ -6,6 +6,7 @@ SQLAlchemy's that executes it is on the stack of its thread or of its greenlet.
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Collection
 from functools import lru_cache
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.engine import Connection, Engine
 
 from leakguard.core.clock import monotonic
+from leakguard.core.scope import scopes_around
 from leakguard.core.stacks import (
     frames_of,
     greenlet_stack,
     is_on_stack,
+    task_stack,
     thread_numbers,
     thread_stack,
 )
@@ -27,6 +30,8 @@ from leakguard.sources.sqlalchemy.drivers import read_position
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from leakguard.core.stacks import Stack
 
 
@@ -148,6 +153,16 @@ def works_in_other_threads(busy: Collection[int]) -> bool:
     """
     stacks = ((number, thread_stack(number)) for number in thread_numbers() if number not in busy)
     return any(_ends_or_reads(stack) for _, stack in stacks)
+
+
+def works_in_other_tasks(loop: AbstractEventLoop, busy: Collection[int]) -> bool:
+    """Return whether a task outside of any scope, not one of `busy`, does the same.
+
+    As the one that `asyncio.wait_for()`, `shield()` or `gather()` makes for a `commit()`.
+    """
+    tasks = (task for task in asyncio.all_tasks(loop) if id(task) not in busy)
+    stacks = (task_stack(task) for task in tasks if next(scopes_around(task), None) is None)
+    return any(map(_ends_or_reads, stacks))
 
 
 def _ends_or_reads(stack: Stack) -> bool:

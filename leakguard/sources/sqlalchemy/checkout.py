@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from leakguard.core.clock import monotonic
 from leakguard.core.finding import PoolUsage
 from leakguard.core.hold import ConnectionHold, SessionHold
-from leakguard.sources.sqlalchemy.activity import Execution, is_in_database, works_in_other_threads
+from leakguard.sources.sqlalchemy.activity import (
+    Execution,
+    is_in_database,
+    works_in_other_tasks,
+    works_in_other_threads,
+)
 from leakguard.sources.sqlalchemy.drivers import (
     backend_pid,
     driver_in_transaction,
@@ -126,9 +131,14 @@ class Checkout(ConnectionHold):
 
     @property
     def used_elsewhere(self) -> bool:
-        others = [hold.execution for hold in self.open_checkouts.copy().values()]
-        busy = {one.thread for one in others if one is not None and one is not self.execution}
-        return works_in_other_threads(busy)
+        others = [hold for hold in self.open_checkouts.copy().values() if hold is not self]
+        executions = [hold.execution for hold in others]
+        if works_in_other_threads({one.thread for one in executions if one is not None}):
+            return True
+        # The tasks of a scope are looked at by whoever asks.
+        loops = {holder.loop for holder in self.holders} if self.scope is None else ()
+        known = {id(holder.task) for hold in others for holder in hold.holders}
+        return any(loop is not None and works_in_other_tasks(loop, known) for loop in loops)
 
     def occupied_by(self, stack: Stack) -> bool:
         return is_in_database(stack)
