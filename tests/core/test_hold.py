@@ -41,6 +41,8 @@ def test_where_a_library_tells_nothing_a_connection_is_idle() -> None:
     """Idle by what is known, since it was acquired."""
     hold = OpenConnection(make_guard(), "main", None, None)
     assert not hold.executing
+    assert hold.executing_for == 0
+    assert not hold.used_elsewhere
     assert hold.tells_idleness
     assert not hold.occupied_by([])
     hold.released_monotonic = hold.acquired_monotonic + 5

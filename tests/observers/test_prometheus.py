@@ -332,9 +332,12 @@ def test_a_listener_that_refuses_a_new_connection(driver: Driver, metrics: Metri
 
 
 @pytest.mark.usefixtures("counting")
-def test_a_listener_that_asks_for_another_connection(driver: Driver, metrics: Metrics) -> None:
+@pytest.mark.parametrize("pool", [QueuePool, StaticPool])
+def test_a_listener_that_asks_for_another_connection(
+    driver: Driver, metrics: Metrics, pool: type[Pool]
+) -> None:
     """The one that it gets instead is out."""
-    engine = driver.engine(QueuePool)
+    engine = driver.engine(pool)
     engine.connect().close()
     refused: list[object] = []
 

@@ -190,6 +190,22 @@ class Plain:
     dialect = SimpleNamespace(name="postgresql")
 
 
+def test_where_another_guard_follows_statements_nothing_is_noted(
+    recorder: Recorder, engine: Engine
+) -> None:
+    """The listener is there for that guard; this one wants nothing of them."""
+    with (
+        LeakGuard(mode="production", observers=[], held_after=None, engines=[engine]) as guard,
+        LeakGuard(mode="testing", observers=[recorder]),
+        guard.scope("job"),
+        engine.connect() as connection,
+    ):
+        connection.execute(QUERY)
+        hold: Any = connection_of(guard)
+        assert hold.execution is None
+        assert hold.statement is None
+
+
 def test_rows_that_are_read_are_use(watching: LeakGuard, engine: Engine) -> None:
     """Those of a server-side cursor, for as long as the program keeps the result."""
     with Session(engine) as db:

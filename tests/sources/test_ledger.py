@@ -135,6 +135,7 @@ def test_the_child_of_a_fork_counts_nothing_of_its_parent_s(engine: Engine, tota
         (Ledger, "returned"),
         (Ledger, "gone"),
         (Checkouts, "owner_of"),
+        (Checkouts, "_facts_of"),
     ],
 )
 def test_a_fault_of_ours_reaches_nobody(

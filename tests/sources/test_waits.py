@@ -279,11 +279,44 @@ def test_the_time_out_of_another_pool_says_nothing_of_this_one(
         small.connect()
         raise AssertionError("there was one")
 
-    tenant = create_engine("sqlite://", creator=creator, pool_logging_name="tenant")
+    tenant = create_engine(
+        "sqlite://", creator=creator, poolclass=QueuePool, pool_logging_name="tenant"
+    )
     with exhausted(small), pytest.raises(PoolTimeoutError):
         tenant.connect()
     assert [finding.pool for finding in recorder.findings] == ["main"]
     tenant.dispose()
+
+
+def test_a_statement_that_takes_longer_than_others_wait(recorder: Recorder, tmp_path: Path) -> None:
+    """It began before they began to wait."""
+    engine = create_engine(
+        f"sqlite:///{tmp_path / 'test.db'}", pool_size=1, max_overflow=0, pool_timeout=0.05
+    )
+    running, waited = threading.Event(), threading.Event()
+
+    def slow() -> int:
+        running.set()
+        assert waited.wait(PATIENCE)
+        return 1
+
+    def work() -> None:
+        with engine.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            raw.create_function("slow", 0, slow)
+            connection.execute(text("SELECT slow()"))
+
+    with LeakGuard(mode="testing", observers=[recorder]):
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert running.wait(PATIENCE)
+        time_out(engine)
+        waited.set()
+        thread.join()
+    [finding] = recorder.findings
+    assert finding.exhaustion is not None
+    assert [one.use for one in finding.exhaustion.holders] == [Use.LONG_STATEMENT]
+    engine.dispose()
 
 
 @pytest.mark.usefixtures("guard")
