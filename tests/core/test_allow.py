@@ -9,7 +9,7 @@ import pytest
 
 from leakguard import LeakGuardError, SettingsError, allow
 from tests.core.fakes import FakeConnection, installed, make_guard, take
-from tests.support import Recorder
+from tests.support import Recorder, drain_watch
 
 
 def test_the_block_s_end_is_its_end() -> None:
@@ -135,6 +135,24 @@ def test_what_is_allowed_is_exempt(recorder: Recorder) -> None:
         accused = take(guard, scope)
     assert exempt.allowed == "streams the export"
     assert [finding.hold for finding in recorder.findings] == [accused]
+    guard.uninstall()
+
+
+@pytest.mark.parametrize("way", ["give_back", "collect"])
+@pytest.mark.parametrize("scoped", [True, False])
+def test_nothing_is_said_of_what_is_allowed_and_out_no_more(
+    recorder: Recorder, way: str, scoped: bool
+) -> None:
+    """There is no notice, and whoever left it to the garbage collector meant to."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        with allow("streams the export"):
+            exempt = take(guard, scope if scoped else None)
+        exempt.nested = True
+        getattr(exempt, way)()
+        drain_watch()
+    assert recorder.holds_released == [exempt]
+    assert recorder.findings == []
     guard.uninstall()
 
 

@@ -10,6 +10,7 @@ from leakguard.core.pool_diagnosis import diagnose_pool
 from leakguard.core.register import make_pool_finding
 from leakguard.core.report import repetition
 from tests.core.fakes import make_guard, site_at
+from tests.support import Recorder
 
 LIMITS = Limits(5, 10, 4.0)
 GET_DB = site_at("app/db.py", 12, "get_db")
@@ -197,31 +198,32 @@ def test_the_group_that_the_conclusion_is_about() -> None:
 def test_the_same_cause_is_the_same_mistake() -> None:
     """Whatever the numbers; another cause, or another line, is another one."""
     made = [
-        make_pool_finding(found, None, "main", 4.0).fingerprint
-        for found in (
-            exhaustion(group(Use.LEAKED)),
-            exhaustion(group(Use.LEAKED, 12)),
-            exhaustion(group(Use.IDLE)),
-            exhaustion(PoolUsers("GET /", PAY, Use.LEAKED, 15, 1.0)),
+        make_pool_finding(found, None, "main", waited).fingerprint
+        for found, waited in (
+            (exhaustion(group(Use.LEAKED)), 4.0),
+            (exhaustion(group(Use.LEAKED, 12)), 4.1),
+            (exhaustion(group(Use.IDLE, 15)), 4.0),
+            (exhaustion(PoolUsers("GET /", PAY, Use.LEAKED, 15, 1.0)), 4.0),
         )
     ]
     assert made[0] == made[1]
     assert len(set(made)) == 3
 
 
-def test_a_finding_that_is_ignored_explains_the_error_all_the_same() -> None:
+def test_a_finding_that_is_ignored_explains_the_error_all_the_same(recorder: Recorder) -> None:
     """It is told to nobody else."""
 
     def of_main(finding: Finding) -> bool:
         return finding.pool == "main"
 
-    guard = make_guard(ignore=[of_main])
+    guard = make_guard(recorder, ignore=[of_main])
     finding = guard.exhausted(exhaustion(group(Use.LEAKED)), None, "main", 4.0)
     assert finding.kind is FindingKind.POOL_EXHAUSTED
     assert finding.count == 1
     told = guard.exhausted(exhaustion(group(Use.LEAKED)), None, "other", 4.0)
     again = guard.exhausted(exhaustion(group(Use.LEAKED)), None, "other", 4.0)
     assert (told.count, again.count) == (1, 2)
+    assert recorder.findings == [told, again]
 
 
 def test_the_whole_report_on_a_pool() -> None:

@@ -231,6 +231,21 @@ def test_the_looks_have_bounds(held_after: float, pause: float) -> None:
     assert [when - bench.now for when, _ in bench.planned] == [pytest.approx(pause)]
 
 
+@pytest.mark.parametrize("way", ["give_back", "collect"])
+def test_it_is_resolved_when_it_is_out_no_more(recorder: Recorder, way: str) -> None:
+    """Whoever was told of it is told that too, how long it was out, and how it ended."""
+    guard = installed(recorder, held_after=0.01)
+    hold = take(guard)
+    recorder.wait_for(lambda: recorder.kinds)
+    getattr(hold, way)()
+    recorder.wait_for(lambda: recorder.resolutions)
+    finding = recorder.findings[0]
+    assert finding.kind is FindingKind.HELD
+    assert recorder.resolutions == [finding]
+    assert (finding.resolution or "").startswith("given back")
+    guard.uninstall()
+
+
 def test_a_guard_that_is_installed_again_looks_again(recorder: Recorder) -> None:
     """The look that was planned went with the watch of before."""
     guard = installed(recorder, held_after=0.01)

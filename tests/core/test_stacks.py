@@ -153,9 +153,12 @@ def test_a_task_that_runs_is_where_its_thread_is() -> None:
     begun, end = threading.Event(), threading.Event()
     tasks: list[asyncio.Task[None]] = []
 
-    async def blocking() -> None:
+    def block() -> None:
         begun.set()
         end.wait(PATIENCE)  # blocks
+
+    async def blocking() -> None:
+        block()
 
     async def main() -> None:
         tasks.append(asyncio.create_task(blocking()))

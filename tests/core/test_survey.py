@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from leakguard import Finding, Hold
+from leakguard import Finding, FindingKind, Hold
 from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
 from leakguard.core.guard import Guard
 from leakguard.core.scope import NO_EVENTS, Scope
@@ -13,6 +13,7 @@ from leakguard.core.stacks import Stack, first_site
 from leakguard.core.survey import Waiter, survey
 from leakguard.core.workers import Workers
 from tests.core.fakes import FakeConnection, installed, make_guard, site_at, take
+from tests.support import Recorder, drain_watch
 
 LIMITS = Limits(5, 10, 4.0)
 GET_DB = site_at("app/db.py", 12, "get_db")
@@ -119,6 +120,16 @@ def test_where_nobody_follows_statements_none_is_called_idle() -> None:
     hold = FakeConnection(make_guard(held_after=None, statements=False), None)
     hold.used_monotonic -= 60
     assert [one.use for one in surveyed(hold).holders] == [Use.OUT]
+
+
+def test_what_was_reported_as_held_has_not_leaked(recorder: Recorder) -> None:
+    """Its owner may yet give it back."""
+    guard = installed(recorder, held_after=0.01)
+    hold = take(guard)
+    recorder.wait_for(lambda: recorder.kinds == [FindingKind.HELD])
+    drain_watch()  # whose the report is
+    assert surveyed(hold).count(Use.LEAKED) == 0
+    guard.uninstall()
 
 
 def test_the_shorter_the_time_out_the_sooner_a_connection_is_idle() -> None:

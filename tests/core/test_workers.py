@@ -6,10 +6,11 @@ import asyncio
 import contextvars
 import threading
 
+from leakguard.core.holder import TaskHolder
 from leakguard.core.scope import NO_EVENTS, Scope, current_scope
 from leakguard.core.stacks import Stack, frames_of
 from leakguard.core.workers import Workers
-from tests.core.fakes import FakeConnection, let_tasks_run, make_guard
+from tests.core.fakes import FakeConnection, FakeSession, let_tasks_run, make_guard
 from tests.support import PATIENCE
 
 
@@ -50,6 +51,30 @@ def test_the_tasks_of_a_scope() -> None:
         end.set()
         await asyncio.gather(*tasks)
         assert list(Workers().stacks(hold)) == []
+
+    asyncio.run(main())
+
+
+def test_whoever_constructed_the_session_comes_after_whoever_took_the_connection() -> None:
+    """Both may have it, and neither need be in the scope."""
+    guard = make_guard()
+
+    async def took(end: asyncio.Event) -> None:
+        await end.wait()
+
+    async def constructed(end: asyncio.Event) -> None:
+        await end.wait()
+
+    async def main() -> None:
+        end = asyncio.Event()
+        tasks = [asyncio.create_task(work(end)) for work in (constructed, took)]
+        await let_tasks_run()
+        hold = FakeConnection(guard, None)
+        hold.session = FakeSession(guard, None)
+        hold.session.holder, hold.holder = map(TaskHolder, tasks)
+        assert functions(list(Workers().stacks(hold))) == ["took", "constructed"]
+        end.set()
+        await asyncio.gather(*tasks)
 
     asyncio.run(main())
 

@@ -459,6 +459,28 @@ def test_engines_that_nobody_watches_are_not_counted(driver: Driver, metrics: Me
     assert metrics.connections() == (0, 0)
 
 
+def test_what_a_guard_leaves_goes_to_one_that_watches_it(driver: Driver, metrics: Metrics) -> None:
+    """And to nobody where there is none."""
+    watched, other = driver.engine(QueuePool), driver.engine(QueuePool)
+    everything = LeakGuard(mode="production", observers=[]).install()
+    for engine in (watched, other):
+        engine.raw_connection().close()
+    with LeakGuard(mode="production", engines=[watched], observers=[metrics.observer]):
+        assert metrics.connections() == (0, 0)
+        everything.uninstall()
+        assert metrics.connections() == (1, 0)
+    assert metrics.connections() == (0, 0)
+
+
+@pytest.mark.usefixtures("counting")
+def test_checkouts_of_one_connection_that_end_together(driver: Driver, metrics: Metrics) -> None:
+    """It comes back once."""
+    engine = driver.engine(StaticPool)
+    for connection in [engine.raw_connection() for _ in range(3)]:
+        connection.close()
+    assert metrics.connections() == (1, 0)
+
+
 def test_a_connection_that_a_finalizer_gives_back(driver: Driver, metrics: Metrics) -> None:
     """The collector may interrupt whoever holds a metric's lock: nobody waits for it there."""
 
@@ -573,6 +595,25 @@ def test_findings_are_counted_and_leaks_until_they_come_back(
     assert metrics.value("leakguard_unresolved_leaks", pool="main") == 0
     second.close()
     assert metrics.value("leakguard_findings_total", kind="leaked", **labels) == 2
+
+
+def test_a_connection_that_goes_to_another_guard_is_measured_once(
+    driver: Driver, metrics: Metrics
+) -> None:
+    """To the guard that hands it over it is gone, and still out."""
+    engine = driver.engine(QueuePool)
+    outer, inner = (
+        LeakGuard(mode="production", observers=[Prometheus(metrics.registry)]) for _ in range(2)
+    )
+    with outer, inner:
+        with outer.scope("outer"):
+            session = Session(engine)
+            with inner.scope("inner"):
+                session.execute(QUERY)
+            session.close()
+        assert (
+            metrics.value("leakguard_connection_hold_seconds_count", route="none", pool="main") == 1
+        )
 
 
 def test_clients_add_no_series(metrics: Metrics, driver: Driver) -> None:

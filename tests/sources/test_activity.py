@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from greenlet import greenlet
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -20,7 +21,7 @@ from sqlalchemy.util import await_only
 
 from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware
 from leakguard.core.hold import ConnectionHold
-from leakguard.core.stacks import thread_stack
+from leakguard.core.stacks import task_stack, thread_stack
 from leakguard.sources.sqlalchemy import activity
 from leakguard.sources.sqlalchemy.activity import (
     begin_execution,
@@ -98,6 +99,15 @@ def test_a_frame_that_another_statement_has_by_now() -> None:
     second = begin_execution(Context(), frame)
     assert not first.running
     assert second.running
+
+
+def test_a_statement_ends_with_its_greenlet() -> None:
+    """Whatever frame has the address of its own by then."""
+    frame = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    ended = greenlet(lambda: begin_execution(Context(), frame))
+    execution = ended.switch()
+    assert ended.dead
+    assert not execution.running
 
 
 def test_a_statement_within_a_statement(watching: LeakGuard, engine: Engine) -> None:
@@ -223,6 +233,38 @@ def test_rows_that_are_read_are_use(watching: LeakGuard, engine: Engine) -> None
         del context
         assert not stream.has_moved()
         assert hold.tells_idleness
+
+
+def test_a_driver_s_word_that_a_command_runs_counts(watching: LeakGuard, tmp_path: Path) -> None:
+    """As of one that it was given behind SQLAlchemy's back."""
+
+    class Connection(sqlite3.Connection):
+        status = 0
+
+        def get_transaction_status(self) -> int:  # as psycopg2 calls it
+            return self.status
+
+    file = tmp_path / "test.db"
+    engine = create_engine(f"sqlite:///{file}", connect_args={"factory": Connection})
+    with engine.connect() as connection:
+        driver_connection: Any = connection.connection.driver_connection
+        hold = connection_of(watching)
+        assert not hold.executing
+        driver_connection.status = 1
+        assert hold.executing
+    assert not hold.executing
+    engine.dispose()
+
+
+@pytest.mark.parametrize("mode", ["production", "development"])
+def test_every_statement_is_a_use(engine: Engine, mode: str) -> None:
+    """Whether its text is kept or not: one may begin and end between two looks."""
+    guard = LeakGuard(mode=mode, observers=[], held_after=3600.0)
+    with guard, engine.connect() as connection:
+        hold = connection_of(guard)
+        hold.used_monotonic -= 1000
+        connection.execute(QUERY)
+        assert hold.idle_for < 500
 
 
 def test_where_nothing_tells_of_reading_nothing_is_idle(
@@ -385,6 +427,32 @@ def test_whoever_waits_for_a_connection_is_not_in_the_database(
             engine.connect()
     assert seen == [False]
     engine.dispose()
+
+
+def test_the_function_of_run_sync_is_not_the_database(tmp_path: Path) -> None:
+    """SQLAlchemy's frames around it do nothing but let it run."""
+
+    async def main() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
+        waits, go = asyncio.Event(), asyncio.Event()
+
+        def work(_: Session) -> None:
+            waits.set()
+            await_only(go.wait())
+
+        async def run() -> None:
+            async with AsyncSession(engine) as db:
+                await db.run_sync(work)
+
+        task = asyncio.create_task(run())
+        await waits.wait()
+        seen = is_in_database(task_stack(task))
+        go.set()
+        await task
+        await engine.dispose()
+        assert not seen
+
+    asyncio.run(main())
 
 
 # --- the lifespan ---------------------------------------------------------------------------------

@@ -273,8 +273,9 @@ def test_every_way_to_execute_is_a_statement(guard: LeakGuard, engine: Engine) -
         connection.execute(text("INSERT INTO t VALUES (:id)"), {"id": 1})
         connection.execute(text("INSERT INTO t VALUES (:id)"), [{"id": 2}, {"id": 3}])
         connection.exec_driver_sql("SELECT id FROM t")
+        connection.execute(QUERY, execution_options={"no_parameters": True})
     statements = [event for event in scope.events if event.what == "statement executed"]
-    assert len(statements) == 4
+    assert len(statements) == 5
 
 
 def test_statements_outside_of_a_scope_are_kept_with_the_hold(

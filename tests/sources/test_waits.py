@@ -15,11 +15,11 @@ from typing import Any
 import anyio.to_thread
 import pytest
 from greenlet import greenlet
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, QueuePool
 
 from leakguard import FindingKind, LeakGuard
 from leakguard.core.exhaustion import Use
@@ -82,6 +82,16 @@ def test_the_error_says_who_has_the_connections(small: Engine, recorder: Recorde
     assert (finding.exhaustion.limits.size, finding.exhaustion.limits.overflow) == (1, 1)
     assert finding.evidence.waited is not None
     assert finding.evidence.waited >= 0.05
+
+
+def test_the_finding_belongs_to_the_scope_that_waited(
+    guard: LeakGuard, small: Engine, recorder: Recorder
+) -> None:
+    """And not to those that have the connections."""
+    with guard.scope("has them"), exhausted(small), guard.scope("waits") as scope:
+        time_out(small)
+    found = [one for one in recorder.findings if one.kind is FindingKind.POOL_EXHAUSTED]
+    assert [one.scope for one in found] == [scope]
 
 
 def test_without_a_guard_nothing_is_added(small: Engine, recorder: Recorder) -> None:
@@ -237,6 +247,58 @@ def test_a_checkout_that_stops_the_loop(
     finding = next(one for one in recorder.findings if one.kind is FindingKind.POOL_EXHAUSTED)
     assert "stopped the event loop" in (finding.hint.cause or "")
     engine.dispose()
+
+
+@pytest.mark.usefixtures("guard")
+def test_a_checkout_on_a_loop_that_stops_nobody(small: Engine, recorder: Recorder) -> None:
+    """Those who have the connections do not need the loop to give them back."""
+
+    async def main() -> None:
+        time_out(small)
+
+    with exhausted(small):
+        asyncio.run(main())
+    [found] = [one.exhaustion for one in recorder.findings if one.exhaustion is not None]
+    assert not found.blocks_loop
+
+
+@pytest.mark.usefixtures("guard")
+def test_other_pools_are_left_out(small: Engine, recorder: Recorder, tmp_path: Path) -> None:
+    """Those who have their connections, and those who wait for one of them."""
+    other = create_engine(f"sqlite:///{tmp_path / 'other.db'}", pool_size=1, max_overflow=0)
+    pool: Any = other.pool
+    queue = pool._pool  # noqa: SLF001  (to have one checkout within another)
+    get = queue.get
+
+    def get_within(*arguments: Any) -> Any:
+        time_out(small)
+        taken.close()
+        return get(*arguments)
+
+    with exhausted(small):
+        taken = other.connect()
+        queue.get = get_within
+        other.connect().close()
+        queue.get = get
+    [finding] = recorder.findings
+    assert finding.exhaustion is not None
+    assert [group.count for group in finding.exhaustion.holders] == [2]
+    assert finding.exhaustion.waiting == 1
+    other.dispose()
+
+
+@pytest.mark.usefixtures("guard")
+def test_what_came_back_without_a_word_is_left_out(small: Engine, recorder: Recorder) -> None:
+    """Where somebody has cleared the listeners of an event, the proxy still says what is true."""
+    returned = small.raw_connection()
+    for listener in list(small.pool.dispatch.checkin):
+        event.remove(Pool, "checkin", listener)
+    returned.close()
+    with exhausted(small):
+        time_out(small)
+        found = recorder.findings[0].exhaustion
+    assert found is not None
+    assert [group.count for group in found.holders] == [2]
 
 
 def test_a_checkout_in_a_greenlet_that_is_suspended_waits(
@@ -403,6 +465,21 @@ def test_the_limit_of_threads_is_told_in_them() -> None:
         assert anyio_source.thread_limit() is None
 
     asyncio.run(main())
+
+
+@pytest.mark.usefixtures("guard")
+def test_who_waits_in_such_a_thread_is_told_the_limit(small: Engine, recorder: Recorder) -> None:
+    """As every function of Starlette's that is not `async`."""
+
+    async def main() -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 7
+        await anyio.to_thread.run_sync(time_out, small)
+
+    with exhausted(small):
+        asyncio.run(main())
+    [finding] = recorder.findings
+    assert finding.exhaustion is not None
+    assert finding.exhaustion.threads == 7
 
 
 def test_another_anyio_may_keep_it_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
