@@ -251,10 +251,8 @@ def test_holders_tell_where_they_are() -> None:
 
     holder = current_holder(None)
     assert holder is not None
-    assert [frame.f_code.co_name for frame in frames_of(holder.stack())][1:3] == [
-        "stack",
-        "test_holders_tell_where_they_are",
-    ]
+    names = [frame.f_code.co_name for frame in frames_of(holder.stack())]
+    assert "test_holders_tell_where_they_are" in names
 
 
 def test_a_thread_that_does_something_else_is_no_place_of_the_holder_s() -> None:
