@@ -9,6 +9,7 @@ import asyncio
 import gc
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -364,3 +365,47 @@ def test_a_listener_that_makes_the_pool_lose_a_connection(
     assert guard.open_holds() == ()
     assert recorder.findings == []
     event.remove(engine, "checkin", refuse)
+
+
+def test_what_the_driver_s_cursor_of_a_connection_does(recorder: Recorder, engine: Engine) -> None:
+    """Whether a `Connection` is idle whose driver's cursor is used instead.
+
+    What `connection.connection.cursor()` executes SQLAlchemy does not tell, and of short statements
+    none may run at the moment of a look: such a connection is `held`, though it is in use. A
+    `raw_connection()`, of which nothing is said, or `allow()` is for that.
+    """
+    with (
+        LeakGuard(mode="testing", observers=[recorder], held_after=SOON),
+        engine.connect() as connection,
+    ):
+        cursor = connection.connection.cursor()
+        end = time.monotonic() + PATIENCE
+        while not recorder.findings and time.monotonic() < end:
+            cursor.execute("SELECT 1")
+        cursor.close()
+    assert recorder.kinds == [FindingKind.HELD]
+
+
+def test_statements_that_another_listener_executes(recorder: Recorder, engine: Engine) -> None:
+    """Statements that a listener of the program's own executes.
+
+    SQLAlchemy ends with the first listener to `do_execute` that returns `True`. Where one for all
+    engines was there before leakguard, its statements are not seen: their text is not known, and
+    their connection may be `held` though it is in use.
+    """
+
+    def execute(cursor: Any, statement: str, parameters: Any, _: object) -> bool:
+        cursor.execute(statement, parameters)
+        return True
+
+    event.listen(Engine, "do_execute", execute)
+    try:
+        with (
+            LeakGuard(mode="testing", observers=[recorder], held_after=3600.0) as guard,
+            engine.connect() as connection,
+        ):
+            assert connection.scalar(QUERY) == 1
+            [hold] = guard.open_holds()
+            assert hold.statement is None
+    finally:
+        event.remove(Engine, "do_execute", execute)
