@@ -275,9 +275,9 @@ class Checkouts:
     def _checked_out(self, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
         known = self._open.get(id(proxy))
         if known is not None and known.ref() is proxy:
-            # Checked out again, after another listener asked for a reconnect.
-            if not known.facts.shares:
-                known.facts.ledger.taken(known.record_id)
+            # Checked out again, after another listener asked for a reconnect. Of a shared
+            # connection all checkouts have ended with that.
+            known.facts.ledger.taken(known.record_id)
             return
         pool = _pool_of(proxy)
         guard, scope = self._guards.guard_for(current_scope.get(), pool)
