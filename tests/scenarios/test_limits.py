@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from greenlet import greenlet
 from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import SingletonThreadPool
 
@@ -386,7 +387,9 @@ def test_what_the_driver_s_cursor_of_a_connection_does(recorder: Recorder, engin
     assert recorder.kinds == [FindingKind.HELD]
 
 
-def test_statements_that_another_listener_executes(recorder: Recorder, engine: Engine) -> None:
+def test_statements_that_another_listener_executes(
+    recorder: Recorder, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Statements that a listener of the program's own executes.
 
     SQLAlchemy ends with the first listener to `do_execute` that returns `True`. Where one for all
@@ -398,6 +401,8 @@ def test_statements_that_another_listener_executes(recorder: Recorder, engine: E
         cursor.execute(statement, parameters)
         return True
 
+    # Listening sets this flag for good.
+    monkeypatch.setattr(Dialect, "_has_events", Dialect._has_events)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way
     event.listen(Engine, "do_execute", execute)
     try:
         with (

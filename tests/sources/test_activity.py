@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import sys
 import threading
@@ -273,12 +274,15 @@ def test_where_nothing_tells_of_reading_nothing_is_idle(
     """SQLite computes its rows as they are read; asyncpg does not say how many were."""
     with engine.connect() as connection:
         hold: Any = connection_of(watching)
-        result = connection.execute(QUERY)
-        assert not hold.tells_idleness
-        assert hold.tells_idleness == (not hold.streams)
-        del result
+        kept = connection.execute(QUERY)
         assert hold.tells_idleness
-        connection.execute(QUERY)
+        kept = connection.execute(QUERY, execution_options={"yield_per": 10})
+        assert not hold.tells_idleness
+        assert kept.scalar() == 1
+        del kept
+        gc.collect()
+        assert hold.tells_idleness
+        connection.execute(QUERY, execution_options={"stream_results": True})
         assert len(hold.streams) == 1  # what cannot be read any more is not kept
 
 

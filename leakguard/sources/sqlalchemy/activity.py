@@ -98,8 +98,15 @@ class Execution:
 
 
 def _streams(context: Any) -> bool:  # noqa: ANN401  (of any dialect)
-    # SQLite's rows are always computed as they are read.
-    return bool(context._is_server_side) or context.dialect.name == "sqlite"  # noqa: SLF001  (no public way; tested)
+    if context._is_server_side:  # noqa: SLF001  (no public way; tested)
+        return True
+    # SQLite has no such cursors: its rows are always computed as they are read.
+    options = context.execution_options
+    return context.dialect.name == "sqlite" and bool(_STREAMING.intersection(options))
+
+
+_STREAMING: Final = frozenset({"yield_per", "stream_results"})
+"""The execution options by which a program says that it reads rows as it goes."""
 
 
 _latest: Final[dict[int, Execution]] = {}
