@@ -37,10 +37,11 @@ def thread_stack(thread: int) -> Stack:
     return [] if frame is None else [frame]
 
 
-def thread_numbers() -> list[int]:
-    """List the threads that run Python code."""
+def thread_stacks() -> dict[int, Stack]:
+    """Return where all threads are, by their numbers; to ask for each of them takes longer."""
     with PAUSE:
-        return list(sys._current_frames())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    return {number: [frame] for number, frame in frames.items()}
 
 
 def greenlet_stack(greenlet: Any) -> Stack:  # noqa: ANN401  (of a library that need not be installed)
@@ -166,7 +167,5 @@ not `async`. It has the thread among its variables."""
 def _running_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaited)
     """Return the stack of the thread that runs a coroutine at this moment."""
     own = _frame_of(work)
-    for stack in sys._current_frames().values():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        if own in frames_of([stack]):
-            return [stack]
-    return []
+    found = (stack for stack in thread_stacks().values() if own in frames_of(stack))
+    return next(found, Stack())

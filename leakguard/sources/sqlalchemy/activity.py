@@ -23,8 +23,8 @@ from leakguard.core.stacks import (
     greenlet_stack,
     is_on_stack,
     task_stack,
-    thread_numbers,
     thread_stack,
+    thread_stacks,
 )
 from leakguard.sources.sqlalchemy.drivers import read_position
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet
@@ -158,8 +158,8 @@ def works_in_other_threads(busy: Collection[int]) -> bool:
 
     It may do so with a connection that another one took: no event tells which.
     """
-    stacks = ((number, thread_stack(number)) for number in thread_numbers() if number not in busy)
-    return any(_ends_or_reads(stack) for _, stack in stacks)
+    stacks = thread_stacks().items()
+    return any(_ends_or_reads(stack) for number, stack in stacks if number not in busy)
 
 
 def works_in_other_tasks(loop: AbstractEventLoop, busy: Collection[int]) -> bool:
