@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 from leakguard.core.facts import flat_facts
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.observer import Observer
+from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS
 from leakguard.core.unresolved import UnresolvedLeaks
 from leakguard.exceptions import SettingsError
 
@@ -42,9 +43,6 @@ EVENT: Final = "leakguard.finding"
 _POOL: Final = "db.client.connection.pool.name"
 _STATE: Final = "db.client.connection.state"
 _NONE: Final = "none"
-_HOLD_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-_WAIT_BUCKETS: Final = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60)
-"""Seconds: a checkout takes microseconds, SQLAlchemy's pools give up after 30 s by default."""
 
 
 class OpenTelemetry(Observer):
@@ -82,13 +80,13 @@ class OpenTelemetry(Observer):
             "db.client.connection.wait_time",
             "s",
             "Time from the request for a connection until there was one, or the pool gave up.",
-            explicit_bucket_boundaries_advisory=_WAIT_BUCKETS,
+            explicit_bucket_boundaries_advisory=WAIT_BUCKETS,
         )
         self._held: Final = meter.create_histogram(
             "db.client.connection.use_time",
             "s",
             "Time from checkout to return.",
-            explicit_bucket_boundaries_advisory=_HOLD_BUCKETS,
+            explicit_bucket_boundaries_advisory=HOLD_BUCKETS,
         )
         self._timeouts: Final = meter.create_counter(
             "db.client.connection.timeouts",

@@ -21,6 +21,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
+from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS
 from leakguard.core.unresolved import UnresolvedLeaks
 from leakguard.exceptions import SettingsError
 
@@ -39,9 +40,6 @@ _multiprocess: Final[Any] = multiprocess
 """Like some of the client, these have no full types."""
 _NONE: Final = "none"
 """The label where there is no request, no method or no pool."""
-_HOLD_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-_WAIT_BUCKETS: Final = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60)
-"""Seconds: a checkout takes microseconds, SQLAlchemy's pools give up after 30 s by default."""
 
 
 class Metrics:
@@ -64,7 +62,7 @@ class Metrics:
             "Time from checkout to return, by the route of the request.",
             ("route", "pool"),
             registry=None,
-            buckets=_HOLD_BUCKETS,
+            buckets=HOLD_BUCKETS,
         )
         self.scopes = _gauge(
             "leakguard_open_scopes",
@@ -87,7 +85,7 @@ class Metrics:
             "Time from the request for a connection until there was one, or the pool gave up.",
             ("pool",),
             registry=None,
-            buckets=_WAIT_BUCKETS,
+            buckets=WAIT_BUCKETS,
         )
         self.timeouts = Counter(
             "db_client_connection_timeouts_total",
