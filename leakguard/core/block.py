@@ -34,7 +34,7 @@ class ScopeBlock:
                 "only: call guard.scope() for each"
             )
         guard = self._guard
-        scope = self._scope = Scope(guard, self._name, self._type, guard.new_event_log())
+        scope = self._scope = Scope(guard, self._name, self._type)
         scope.opener = id(frame), frame.f_code
         guard.open_scope(scope)
         return scope

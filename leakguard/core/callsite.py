@@ -63,6 +63,12 @@ class Place(IntEnum):
     """The event loop or leakguard's middleware: what lies outside is not part of the scope."""
 
 
+_LIBRARY: Final = Place.LIBRARY
+_USER: Final = Place.USER
+_BOUNDARY: Final = Place.BOUNDARY
+"""Looked up among the names of the module, because to ask the class takes longer than a frame."""
+
+
 class CallSite:
     """Where something happened: the user's own frames, innermost first; at least one."""
 
@@ -120,43 +126,54 @@ class CallSite:
         return hash((self._raw[0], self.file))
 
 
-def capture(  # noqa: C901  (one loop: it runs at every checkout, and a call costs as much as a frame)
+def capture(
     frame: FrameType | None, limit: int, segments: Segments, opener: Opener | None = None
 ) -> CallSite | None:
-    """Walk outwards from `frame` and keep up to `limit` user frames.
+    """Return the site that `locate` finds."""
+    return locate(frame, limit, segments, opener)[0]
+
+
+def locate(  # noqa: C901, PLR0912  (one loop: it runs at every checkout, and a call costs as much as a frame)
+    frame: FrameType | None, limit: int, segments: Segments, opener: Opener | None = None
+) -> tuple[CallSite | None, FrameType | None]:
+    """Walk outwards from `frame`, and find up to `limit` user frames and the innermost of them.
 
     If an installed package opened the scope (`opener`) and no user frame was seen since, that
     package is the application: the walk ends there, because whoever is further out merely starts
     it. `None` if neither the user nor another installed package has a line on the stack.
     """
     found: list[tuple[CodeType, int]] = []
-    third_party: tuple[CodeType, int] | None = None
+    nearest: FrameType | None = None
+    third_party: FrameType | None = None
     places = _places
     further: Iterator[FrameType] | None = None
     while True:
         while frame is not None:
             code = frame.f_code
-            place = places.get(code.co_filename)
-            if place is None:
+            try:
+                place = places[code.co_filename]
+            except KeyError:
                 place = _place_of(frame)
-            if place:  # anything but LIBRARY, by far the most frequent
-                if place is Place.USER:
+            if place is not _LIBRARY:  # by far the most frequent
+                if place is _USER:
                     found.append((code, frame.f_lasti))
+                    if nearest is None:
+                        nearest = frame
                     if len(found) == limit:
-                        return CallSite(tuple(found))
-                elif place is Place.BOUNDARY:
-                    return _site(found, third_party)
+                        return CallSite(tuple(found)), nearest
+                elif place is _BOUNDARY:
+                    return _located(found, nearest, third_party)
                 else:
                     if third_party is None:
-                        third_party = (code, frame.f_lasti)
+                        third_party = frame
                     if opener is not None and not found and opener == (id(frame), code):
-                        return CallSite((third_party,))
+                        return _located(found, nearest, third_party)
             frame = frame.f_back
         if further is None:
             further = iter(segments())
         frame = next(further, None)
         if frame is None:
-            return _site(found, third_party)
+            return _located(found, nearest, third_party)
 
 
 def no_segments() -> Iterable[FrameType]:
@@ -186,12 +203,14 @@ def _below(entries: tuple[str, ...], file: str) -> str:
     return os.path.relpath(file, max(below, key=len)) if below else os.path.basename(file)
 
 
-def _site(
-    found: list[tuple[CodeType, int]], third_party: tuple[CodeType, int] | None
-) -> CallSite | None:
+def _located(
+    found: list[tuple[CodeType, int]], nearest: FrameType | None, third_party: FrameType | None
+) -> tuple[CallSite | None, FrameType | None]:
     if found:
-        return CallSite(tuple(found))
-    return CallSite((third_party,)) if third_party else None
+        return CallSite(tuple(found)), nearest
+    if third_party is None:
+        return None, None
+    return CallSite(((third_party.f_code, third_party.f_lasti),)), third_party
 
 
 @lru_cache(maxsize=1024)

@@ -20,7 +20,8 @@ class Collector:
 
     def __init__(self) -> None:
         self._users = 0
-        self._thread = 0
+        self.thread = 0
+        """The number of that thread; 0 while it does not run."""
 
     def add_user(self) -> None:
         """Count one more who wants to know; under the lock."""
@@ -33,14 +34,14 @@ class Collector:
         self._users -= 1
         if self._users == 0 and self._called in gc.callbacks:  # somebody may have cleared them
             gc.callbacks.remove(self._called)
-            self._thread = 0
+            self.thread = 0
 
     def runs_here(self) -> bool:
         """Say whether it runs in this thread."""
-        return self._thread != 0 and self._thread == get_ident()
+        return self.thread != 0 and self.thread == get_ident()
 
     def _called(self, phase: Literal["start", "stop"], _: dict[str, int]) -> None:
-        self._thread = get_ident() if phase == "start" else 0
+        self.thread = get_ident() if phase == "start" else 0
 
 
 COLLECTOR: Final = Collector()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from leakguard.core.block import ScopeBlock
@@ -18,7 +19,7 @@ from leakguard.core.observer import Observers
 from leakguard.core.process import INSTALLED
 from leakguard.core.register import Register
 from leakguard.core.report import describe_return
-from leakguard.core.scope import NO_EVENTS, EventLog, Scope, Tally
+from leakguard.core.scope import Scope, Tally, current_scope, nearest_open
 from leakguard.core.settings import Mode
 from leakguard.core.signals import handle_signal
 from leakguard.core.table import OpenHolds, headed
@@ -63,6 +64,11 @@ class Guard:
     ) -> None:
         self.settings = settings
         self.installed = False
+        self.installed_at = inf
+        """When it began to watch, by `time.monotonic()`; what is older is not known to it."""
+        self.follows_statements = settings.follow_statements
+        self.watches_all = False
+        """Whether it is installed, and watches every engine."""
         self._warns_uninstalled = settings.mode is not Mode.OFF
         self._blocks = 0
         """How many `with` blocks of the guard are open."""
@@ -87,6 +93,8 @@ class Guard:
                 for source in self._sources:
                     source.attach(self)
                 self.installed = True
+                self.installed_at = monotonic()
+                self.watches_all = self.settings.engines is None
                 self._warns_uninstalled = False
                 INSTALLED.add(self)
                 COLLECTOR.add_user()
@@ -112,6 +120,7 @@ class Guard:
         self._hear_collected()
         with LOCK:
             installed, self.installed = self.installed, False
+            self.installed_at, self.watches_all = inf, False
             if installed:
                 INSTALLED.discard(self)
                 for source in reversed(self._sources):
@@ -119,8 +128,9 @@ class Guard:
                 self.forget()  # after that: until then a thread may take one more
                 COLLECTOR.remove_user()
                 WATCH.remove_user()
-        if installed:
-            self.observers.tell(self.observers.uninstalled, self)
+        tell = self.observers.uninstalled
+        if installed and tell is not None:
+            tell(self)
 
     def judge_pending(self) -> None:
         """Say what there is to say: nobody is left who could give a hold back."""
@@ -204,79 +214,110 @@ class Guard:
             )
         return ScopeBlock(self, name, type)
 
-    def new_event_log(self) -> EventLog:
-        """Return what a new scope of this guard keeps its events in."""
-        return EventLog() if self.settings.events else NO_EVENTS
-
     def open_scope(self, scope: Scope) -> None:
         """Begin `scope`: it is the current one from now on."""
-        scope.enter()
-        observers = self.observers
-        if observers.scope_opened:
-            observers.tell(observers.scope_opened, scope)
+        before = current_scope.get()
+        if before is not None:
+            scope.before = before
+        current_scope.set(scope)
+        tell = self.observers.scope_opened
+        if tell is not None:
+            tell(scope)
 
     def close_scope(self, scope: Scope) -> None:
-        """End `scope` and judge what it did not give back. Never raises."""
-        scope.leave()
-        scope.event_log.add("scope closed")
-        if (scope.open_holds or scope.notable) and self.installed:
+        """End `scope` and judge what it did not give back. Never raises.
+
+        The scope before it is the current one again. Scopes in generators need not end in the
+        reverse order, and fixtures may end in another context than they began in: there this one
+        may not be the current one.
+        """
+        scope.closed_at = monotonic()
+        before = scope.before
+        if before is not None:
+            # It would keep all those before it. Whoever began with it will look at its parent.
+            scope.before = None
+        if current_scope.get() is scope:
+            if (
+                before is not None and before is scope.parent
+            ):  # it was open then, and may have ended in the meantime
+                before = nearest_open(before)
+            current_scope.set(before)
+        if scope.event_log is not None:
+            scope.event_log.add("scope closed")
+        if (scope.open_connections or scope.open_sessions or scope.notable) and self.installed:
             try:
                 self._judge.close(scope)
             except Exception as error:  # noqa: BLE001  (the request must not notice)
                 FAULTS.report("leakguard's judge", error, "Please report it.")
-        observers = self.observers
-        if observers.scope_closed:
-            observers.tell(observers.scope_closed, scope)
+        tell = self.observers.scope_closed
+        if tell is not None:
+            tell(scope)
 
     def acquired(self, hold: Hold) -> None:
         """Take note of a new hold; its scope, holder and evidence are set."""
         self._open[hold] = None
         scope = hold.scope
         if scope is not None:
-            scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
-            self._enter_scope(hold, scope)
+            if scope.event_log is not None:
+                scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
+            if hold.resource == "connection":
+                scope.open_connections[hold] = None
+            else:
+                scope.open_sessions[hold] = None
+            # Looked at after the entry: the scope may end in between, in another thread.
+            if scope.closed_at is not None:
+                self._acquired_too_late(hold, scope)
         if not WATCH.started:
             WATCH.start()
         held = self._held
-        if held is not None and not held.planned and isinstance(hold, ConnectionHold):
+        if held is not None and not held.planned and hold.resource == "connection":
             held.plan()
-        observers = self.observers
-        if observers.acquired:
-            observers.tell(observers.acquired, hold)
+        tell = self.observers.acquired
+        if tell is not None:
+            tell(hold)
 
-    def hand_over(self, hold: Hold, guard: Guard, scope: Scope) -> None:
-        """Hand a hold over to the scope of its session, which may be another guard's."""
+    def hand_over(self, hold: ConnectionHold, guard: Guard, scope: Scope) -> None:
+        """Hand a connection over to the scope of its session, which may be another guard's."""
         if hold.scope is not None:
             hold.scope.take_out(hold)
         self._judge.stop_waiting(hold)  # that scope may have ended before the checkout
         hold.guard, hold.scope = guard, scope
         if guard is self:
-            scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
-            self._enter_scope(hold, scope)
+            if scope.event_log is not None:
+                scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
+            scope.open_connections[hold] = None
+            if scope.closed_at is not None:
+                self._acquired_too_late(hold, scope)
             return
         self._open.pop(hold, None)
         # To its observers the hold is gone: who counts must come out even.
-        self.observers.tell(self.observers.released, hold)
+        tell = self.observers.released
+        if tell is not None:
+            tell(hold)
         guard.acquired(hold)
 
     def released(self, hold: Hold) -> None:
         """Take note that a session was closed or a connection came back; once is enough."""
         scope = hold.scope
+        is_connection = hold.resource == "connection"
         if scope is not None:  # first: where the scope ends at this moment, it has come back
-            scope.take_out(hold)
+            (scope.open_connections if is_connection else scope.open_sessions).pop(hold, None)
         if not take_out(self._open, hold):
             return
         hold.released_monotonic = now = monotonic()
         if scope is not None:
-            scope.event_log.add(_RELEASED[hold.resource])
-            if scope.closed_at is None and isinstance(hold, ConnectionHold):
-                self._note(scope, hold, now)
-        self._judge.stop_waiting(hold)
-        if hold in self._unresolved:
+            if scope.event_log is not None:
+                scope.event_log.add(_RELEASED[hold.resource])
+            # Not by isinstance(), which takes long for an abstract class.
+            if scope.closed_at is None and is_connection:
+                self._note(scope, hold, now)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # it is one
+        if self._judge.waits:
+            self._judge.stop_waiting(hold)
+        if self._unresolved and hold in self._unresolved:
             self._resolve(hold)
-        observers = self.observers
-        if observers.released:
-            observers.tell(observers.released, hold)
+        tell = self.observers.released
+        if tell is not None:
+            tell(hold)
 
     def collected(self, hold: Hold) -> None:
         """Take note that the garbage collector took what nobody had closed.
@@ -290,15 +331,15 @@ class Guard:
 
     def pool_changed(self, change: PoolChange) -> None:
         """Take note that a pool has other connections, or other ones of them are out."""
-        observers = self.observers
-        if observers.pool_changed:
-            observers.tell(observers.pool_changed, change)
+        tell = self.observers.pool_changed
+        if tell is not None:
+            tell(change)
 
     def waited(self, wait: Wait) -> None:
         """Take note of how long a checkout took."""
-        observers = self.observers
-        if observers.waited:
-            observers.tell(observers.waited, wait)
+        tell = self.observers.waited
+        if tell is not None:
+            tell(wait)
 
     def has_leaked(self, hold: Hold) -> bool:
         """Return whether `hold` was reported as leaked, and has not come back."""
@@ -310,8 +351,9 @@ class Guard:
     ) -> Finding:
         """Take note that a checkout timed out, and return what there is to say of it."""
         finding, told = self._register.enter_exhaustion(exhaustion, scope, pool, waited)
-        if told:
-            self.observers.tell(self.observers.found, finding)
+        tell = self.observers.found
+        if told and tell is not None:
+            tell(finding)
         return finding
 
     def _forget_open(self) -> None:
@@ -321,11 +363,8 @@ class Guard:
                 hold.scope.take_out(hold)
         self._open.clear()
 
-    def _enter_scope(self, hold: Hold, scope: Scope) -> None:
-        scope.add(hold)
-        # Looked at after the entry: the scope may end in between, in another thread.
-        too_late = scope.closed_at is not None and scope.take_out(hold)
-        if too_late and isinstance(hold, ConnectionHold):
+    def _acquired_too_late(self, hold: Hold, scope: Scope) -> None:
+        if scope.take_out(hold) and isinstance(hold, ConnectionHold):
             self._judge.outlived(scope, hold)
 
     def _note(self, scope: Scope, hold: ConnectionHold, now: float) -> None:
@@ -361,9 +400,9 @@ class Guard:
             self._forget_surplus(hold)
         if hold in self._unresolved:
             self._resolve(hold)
-        observers = self.observers
-        if observers.released:
-            observers.tell(observers.released, hold)
+        tell = self.observers.released
+        if tell is not None:
+            tell(hold)
 
     def _forget_surplus(self, session: Hold) -> None:
         """Keep for the end of its scope no more of a line's sessions than are told of then."""
@@ -377,8 +416,9 @@ class Guard:
         finding = self._enter(hold, verdict)
         if finding is None:
             return
-        observers = self.observers
-        observers.tell(observers.found, finding)
+        tell = self.observers.found
+        if tell is not None:
+            tell(finding)
         if finding.kind in _RESOLVABLE:
             # Work that outlived its scope may have left it, and each of the two is a finding.
             self._unresolved.setdefault(hold, []).append(finding)
@@ -401,8 +441,9 @@ class Guard:
             WATCH.post(partial(self._tell_resolved, finding))
 
     def _tell_resolved(self, finding: Finding) -> None:
-        observers = self.observers
-        observers.tell(observers.resolved, finding)
+        tell = self.observers.resolved
+        if tell is not None:
+            tell(finding)
 
 
 _NOTABLE_LIMIT: Final = 100

@@ -79,14 +79,14 @@ class HeldJudge:
 
     def _look_at(self, hold: ConnectionHold, workers: Workers) -> None:
         now = self._clock()
-        used = hold.used_monotonic
+        used = hold.last_used
         if now - used < self._pause:  # by far the most
             return
         if hold.executing:
             hold.used_monotonic = now
             return
         if hold.idle_since is None or hold.idle_since < used:
-            hold.idle_since = now if used > hold.acquired_monotonic else used
+            hold.idle_since = used if hold.used_monotonic is None else now
         idle = now - hold.idle_since
         # Whoever works on it may be in the database's code without a statement, as in a commit.
         # It takes longer to see, so that only those are asked that are idle for long.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from leakguard.core.allow import allowed_block
 from leakguard.core.clock import monotonic
@@ -26,50 +26,40 @@ class Hold(ABC):
 
     It keeps nothing of the user's alive: weak references and plain values only. A source
     derives from it to say what only the library knows.
+
+    There is one for every session and every checkout of a healthy request, too. What most of them
+    never have is a value of the class; what each is asked for is set in the constructor, because
+    Python looks that up faster.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "acquired_monotonic",
-        "allowed",
-        "asynchronous",
-        "collected",
-        "guard",
-        "holder",
-        "outlived_by",
-        "pool",
-        "released_monotonic",
-        "scope",
-        "site",
-        "waited_for_return",
-    )
-
     resource: Literal["connection", "session"]
+    outlived_by: str | None = None
+    """The work that had it and went on after its scope had ended."""
+    waited_for_return: float | None = None
+    """Seconds for which somebody might have given it back before it was called leaked."""
 
-    def __init__(self, guard: Guard, pool: str, scope: Scope | None, site: CallSite | None) -> None:
+    def __init__(
+        self, guard: Guard, scope: Scope | None, site: CallSite | None, pool: str = ""
+    ) -> None:
         self.guard = guard
-        self.pool = pool
-        """The name of the pool; empty for a session."""
         self.scope = scope
         """The scope it belongs to; `None` where it was acquired outside of any."""
         self.site = site
+        self.pool = pool
+        """The name of the pool; empty for a session."""
         self.holder: Holder | None = None
         """The task or thread that acquired it; `None` for the one that opened the scope."""
         self.acquired_monotonic = monotonic()
         self.released_monotonic: float | None = None
-        self.outlived_by: str | None = None
-        """The work that had it and went on after its scope had ended."""
-        self.waited_for_return: float | None = None
-        """Seconds for which somebody might have given it back before it was called leaked."""
         self.collected = False
         """Whether the garbage collector took it before anybody closed it."""
+        self.asynchronous: bool | None = None
+        """Whether it is used with `await`; `None` where nobody knows yet."""
         self.allowed: str | None = None
         """The reason given to `allow`, which exempts it from findings."""
         block = allowed_block.get()
         if block is not None and (scope is None or block is not scope.foreign_block):
             self.allowed = block.reason
-        self.asynchronous: bool | None = None
-        """Whether it is used with `await`; `None` where nobody knows yet."""
 
     @property
     @abstractmethod
@@ -150,30 +140,25 @@ def take_out(holds: dict[Hold, None], hold: Hold) -> bool:
 
     A single operation: of several threads that try at once, one is first.
     """
-    return holds.pop(hold, _ABSENT) is not _ABSENT
-
-
-_ABSENT: Final = object()
+    return holds.pop(hold, hold) is None  # the value of all that are there
 
 
 class SessionHold(Hold):
     """An ORM session."""
 
-    __slots__ = ("checkouts_ever", "closed_by", "connection_lost", "returns", "times_closed")
-
     resource = "session"
+    closed_by: CodeType | None = None
+    """The user's generator that closed it before its first use, because nobody kept it."""
+    connection_lost = False
+    """Whether one of its connections came to a finding of its own."""
 
     def __init__(self, guard: Guard, scope: Scope | None, site: CallSite | None) -> None:
-        super().__init__(guard, "", scope, site)
+        super().__init__(guard, scope, site)
         self.times_closed = 0
-        self.closed_by: CodeType | None = None
-        """The user's generator that closed it before its first use, because nobody kept it."""
         self.returns = 0
         """How many of its connections came back since its construction or last close."""
         self.checkouts_ever = 0
         """How many connections it checked out in all."""
-        self.connection_lost = False
-        """Whether one of its connections came to a finding of its own."""
 
     @property
     def in_use(self) -> bool:
@@ -192,56 +177,39 @@ class SessionHold(Hold):
 class ConnectionHold(Hold):
     """A connection of a pool."""
 
-    __slots__ = (
-        "already_held_at",
-        "by_older_session",
-        "held_reported",
-        "idle_since",
-        "late_by",
-        "lifelong",
-        "nested",
-        "now_at",
-        "session",
-        "statement_text",
-        "sync_in_async",
-        "taken_after_close",
-        "taken_again",
-        "used_monotonic",
-    )
-
     resource = "connection"
+    by_older_session = False
+    """Whether a session checked it out that is older than the guard, so that nothing is known
+    of it."""
+    already_held_at: CallSite | None = None
+    """Where that other one was checked out."""
+    taken_after_close = False
+    """Whether its session had been closed before."""
+    taken_again = False
+    """Whether its session had given a connection back before, by commit or rollback."""
+    late_by: float | None = None
+    """Seconds from the last byte of the response to its return."""
+    statement_text: str | None = None
+    idle_since: float | None = None
+    """From when on it is judged as idle: at the latest when it was first seen so since it was
+    last used. Seconds of `time.monotonic()`."""
+    held_reported = False
+    """Whether it was reported as held."""
+    lifelong = False
+    """Whether the application took it as it started, to be kept for as long as it lives."""
+    now_at: CallSite | None = None
+    """Where those who have it were when it was reported as held."""
 
-    def __init__(self, guard: Guard, pool: str, scope: Scope | None, site: CallSite | None) -> None:
-        super().__init__(guard, pool, scope, site)
+    def __init__(self, guard: Guard, scope: Scope | None, site: CallSite | None, pool: str) -> None:
+        super().__init__(guard, scope, site, pool)
         self.session: SessionHold | None = None
         """The session that checked it out."""
-        self.by_older_session = False
-        """Whether a session checked it out that is older than the guard, so that nothing is known
-        of it."""
         self.nested = False
         """Whether its scope held another connection of the pool when it was checked out."""
-        self.already_held_at: CallSite | None = None
-        """Where that other one was checked out."""
         self.sync_in_async = False
         """Whether it is synchronous and was checked out on a thread that runs an event loop."""
-        self.taken_after_close = False
-        """Whether its session had been closed before."""
-        self.taken_again = False
-        """Whether its session had given a connection back before, by commit or rollback."""
-        self.late_by: float | None = None
-        """Seconds from the last byte of the response to its return."""
-        self.statement_text: str | None = None
-        self.used_monotonic = self.acquired_monotonic
-        """When a statement last began on it, or it was seen to be in use."""
-        self.idle_since: float | None = None
-        """From when on it is judged as idle: at the latest when it was first seen so since it was
-        last used. Seconds of `time.monotonic()`."""
-        self.held_reported = False
-        """Whether it was reported as held."""
-        self.lifelong = False
-        """Whether the application took it as it started, to be kept for as long as it lives."""
-        self.now_at: CallSite | None = None
-        """Where those who have it were when it was reported as held."""
+        self.used_monotonic: float | None = None
+        """When a statement last began on it, or it was seen to be in use; `None` before that."""
 
     @property
     def created_at(self) -> CallSite | None:
@@ -278,13 +246,19 @@ class ConnectionHold(Hold):
         return self.by_older_session if session is None else session.scope is None
 
     @property
+    def last_used(self) -> float:
+        """When a statement last began on it, or else it was acquired."""
+        used = self.used_monotonic
+        return self.acquired_monotonic if used is None else used
+
+    @property
     def idle_for(self) -> float:
-        return self._end - self.used_monotonic
+        return self._end - self.last_used
 
     @property
     def surely_idle_for(self) -> float:
         """Seconds since it was first seen idle; the end of a statement is told by nobody."""
-        return self._end - max(self.used_monotonic, self.idle_since or 0.0)
+        return self._end - max(self.last_used, self.idle_since or 0.0)
 
     @property
     def executing(self) -> bool:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
 import weakref
 from contextvars import ContextVar
 from functools import lru_cache
+from sys import modules
+from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from leakguard.core.endings import Callback, on_done, on_gone
 from leakguard.core.stacks import Stack, is_on_stack, task_stack, thread_stack
-from leakguard.core.strand import Strand, current_strand, is_running, strand_stack
-from leakguard.core.tasks import AnyTask, current_task
+from leakguard.core.strand import GEVENT, TRIO, Strand, current_strand, is_running, strand_stack
+from leakguard.core.tasks import AnyTask, running_loop
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -133,15 +136,17 @@ class _ThreadRun:
     the next run of the same function, too.)
     """
 
-    __slots__ = ("__weakref__", "code", "frame", "thread")
+    __slots__ = ("__weakref__", "code", "frame", "holder", "thread")
 
     def __init__(self, thread: int, frame: FrameType) -> None:
         self.thread = thread
         self.frame = id(frame)
         self.code = frame.f_code
+        self.holder = ThreadHolder(self)
+        """The one of all that it acquires."""
 
 
-_work: Final[ContextVar[_ThreadRun | None]] = ContextVar("leakguard_work", default=None)
+_run: Final[ContextVar[_ThreadRun | None]] = ContextVar("leakguard_run", default=None)
 _THREAD_LOOPS: Final = (
     os.path.join(os.sep, "threading.py"),
     os.path.join(os.sep, "concurrent", "futures", "thread.py"),
@@ -157,15 +162,15 @@ _THREAD_LOOPS: Final = (
 class ThreadHolder:
     """A function that a thread runs in a copy of the scope's context."""
 
-    __slots__ = ("_code", "_frame", "_name", "_thread", "_work")
+    __slots__ = ("_code", "_frame", "_name", "_run", "_thread")
     loop = None
     task = None
 
-    def __init__(self, work: _ThreadRun) -> None:
-        self._work = weakref.ref(work)
-        self._thread = work.thread
-        self._frame = work.frame
-        self._code = work.code
+    def __init__(self, run: _ThreadRun) -> None:
+        self._run = weakref.ref(run)
+        self._thread = run.thread
+        self._frame = run.frame
+        self._code = run.code
         self._name = threading.current_thread().name
 
     def __str__(self) -> str:
@@ -177,7 +182,7 @@ class ThreadHolder:
         In doubt it is: where somebody else keeps the copy of the context, and the thread's next
         work starts in a frame with the same address, that counts as the same work.
         """
-        if self._work() is None:
+        if self._run() is None:
             return False
         return is_on_stack(self._frame, self._code, thread_stack(self._thread))
 
@@ -187,41 +192,47 @@ class ThreadHolder:
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it in the watch thread when the copy of the context goes."""
-        on_gone(self._work(), hold, callback)
+        on_gone(self._run(), hold, callback)
 
 
-def current_holder(scope: Scope | None) -> Holder | None:
-    """Name the task, strand or thread that runs now; `None` for the one that has `scope` open."""
+def current_holder(scope: Scope | None, frame: FrameType | None = None) -> Holder | None:
+    """Name the task, strand or thread that runs now; `None` for the one that has `scope` open.
+
+    `frame` is one of its frames, the one to begin at where the outermost is looked for.
+    """
     # The owner is known by its `id()`, which means nothing once the scope has ended.
     owner = scope.owner if scope is not None and scope.closed_at is None else None
-    task = current_task()
+    loop = running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
     if task is not None:
         return None if id(task) == owner else TaskHolder(task)
-    strand = current_strand()
+    strand = current_strand() if TRIO in modules or GEVENT in modules else None
     if strand is not None:
         return None if id(strand.work) == owner else StrandHolder(strand)
-    thread = threading.get_ident()
-    return None if thread == owner else ThreadHolder(_current_run(thread))
+    thread = get_ident()
+    return None if thread == owner else _current_run(thread, frame).holder
 
 
 def current_owner() -> int:
     """Identify the task, strand or else thread that runs now; valid while it runs."""
-    task = current_task()
+    loop = running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
     if task is not None:
         return id(task)
-    strand = current_strand()
-    return threading.get_ident() if strand is None else id(strand.work)
+    strand = current_strand() if TRIO in modules or GEVENT in modules else None
+    return get_ident() if strand is None else id(strand.work)
 
 
-def _current_run(thread: int) -> _ThreadRun:
+def _current_run(thread: int, frame: FrameType | None) -> _ThreadRun:
     # The same copy of the context may run one function after the other, so that what an earlier
     # one left there says nothing about this one, unless it runs in the same frame.
-    frame = _outermost_frame(sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-    work = _work.get()
-    if work is None or (work.thread, work.frame, work.code) != (thread, id(frame), frame.f_code):
-        work = _ThreadRun(thread, frame)
-        _work.set(work)
-    return work
+    outermost = _outermost_frame(frame or sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    run = _run.get()
+    known = run is not None and run.thread == thread
+    if run is None or not known or (run.frame, run.code) != (id(outermost), outermost.f_code):
+        run = _ThreadRun(thread, outermost)
+        _run.set(run)
+    return run
 
 
 def _outermost_frame(frame: FrameType) -> FrameType:

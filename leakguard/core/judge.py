@@ -80,7 +80,8 @@ class Judge:
         self._gone = gone
         self._post_at = post_at
         self._clock = clock
-        self._waits: dict[Hold, _Wait] = {}
+        self.waits: dict[Hold, _Wait] = {}
+        """What was out when its scope ended, and may yet be returned."""
         self._task_scan = TaskScan(clock)
         self._sessions = SessionJudge(late_after, found, self._task_scan, post_at, clock)
         self._scan_planned = False
@@ -90,7 +91,7 @@ class Judge:
 
     def close(self, scope: Scope) -> None:
         """Judge everything that `scope` still has; it has been marked closed."""
-        holds = _take_all(scope)
+        holds = scope.take_all_out()
         for hold in holds:
             if isinstance(hold, ConnectionHold):
                 apart(partial(self._close_connection, scope, hold))
@@ -109,8 +110,7 @@ class Judge:
 
     def stop_waiting(self, hold: Hold) -> None:
         """Wait for a hold no more: it has come back, or belongs to another scope now."""
-        if self._waits:
-            self._waits.pop(hold, None)
+        self.waits.pop(hold, None)
 
     def outlived(self, scope: Scope, hold: ConnectionHold) -> None:
         """Follow a hold that was acquired by work that outlived its scope.
@@ -131,13 +131,13 @@ class Judge:
     def judge_pending(self) -> None:
         """Judge at once what is waited for, as after the wait: nobody will be there by then."""
         scopes = self._task_scan.shared()
-        for wait in self._waits.copy().values():
+        for wait in self.waits.copy().values():
             apart(partial(self._judge_wait, wait, scopes))
         self._sessions.judge_pending()
 
     def forget(self) -> None:
         """Wait for nothing any more."""
-        self._waits.clear()
+        self.waits.clear()
         # The watch of whoever planned it may have gone, with the last guard or at a fork.
         self._scan_planned, self._round_at = False, inf
         self._sessions.forget()
@@ -194,7 +194,7 @@ class Judge:
         outside = hold.session_from_outside or wait.scope.handled_outside
         expected = others or (outside and not settled)
         self._give_verdict(wait, running, expected=expected)
-        if hold in self._waits:
+        if hold in self.waits:
             for task in tasks:
                 on_done(task, hold, self._again)
 
@@ -203,7 +203,7 @@ class Judge:
         if wait.until is None:
             wait.until = self._clock() + self._late_after
         wait.postponed = True
-        self._waits[wait.hold] = wait
+        self.waits[wait.hold] = wait
         if not self._scan_planned:
             self._scan_planned = True
             self._post_at(self._task_scan.next_at, self._judge_postponed)
@@ -211,7 +211,7 @@ class Judge:
     def _judge_postponed(self) -> None:
         self._scan_planned = False
         scopes = self._task_scan.shared()
-        for wait in self._waits.copy().values():
+        for wait in self.waits.copy().values():
             if wait.postponed:
                 wait.postponed = False
                 apart(partial(self._again, wait.hold, scopes))
@@ -244,7 +244,7 @@ class Judge:
     def _wait(self, wait: _Wait) -> None:
         """Have the hold judged again when the work that may return it has ended."""
         hold = wait.hold
-        self._waits[hold] = wait
+        self.waits[hold] = wait
         if wait.until is None or wait.until <= self._clock():
             self._check_now_and_then(wait)
         elif not wait.until_planned:
@@ -266,11 +266,11 @@ class Judge:
 
     def _check_all(self) -> None:
         now = self._clock()
-        for wait in self._waits.copy().values():
+        for wait in self.waits.copy().values():
             if wait.check_at is not None and wait.check_at <= now:
                 apart(partial(self._recheck, wait))
         self._round_at = inf
-        waits = self._waits.copy().values()
+        waits = self.waits.copy().values()
         times = [wait.check_at for wait in waits if wait.check_at is not None]
         if times:
             self._plan_round(max(min(times), now + _RECHECK_AFTER))
@@ -282,7 +282,7 @@ class Judge:
 
     def _again(self, hold: Hold, scopes: Scopes | None = None) -> None:
         # Taking it out is atomic: where the loop and the watch come at once, one of them decides.
-        wait = self._waits.pop(hold, None)
+        wait = self.waits.pop(hold, None)
         if wait is None or hold.came_back:
             return
         if hold.collected or hold.open:
@@ -300,12 +300,6 @@ def _loops(wait: _Wait) -> tuple[AbstractEventLoop, ...]:
 
 def _running_holder(hold: ConnectionHold) -> Holder | None:
     return next((holder for holder in hold.holders if holder.running()), None)
-
-
-def _take_all(scope: Scope) -> list[Hold]:
-    """Take the holds out of the scope, each unless somebody returns it at this moment."""
-    holds = list(scope.open_holds.copy())
-    return [hold for hold in holds if scope.take_out(hold)]
 
 
 def _standing(

@@ -77,40 +77,21 @@ METHODS: Final = (
 """The names of the methods of `Observer`."""
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
-Told = tuple[Observer, Callable[[T], None]]
-"""An observer, and the method of its that is called."""
+Tell = Callable[[T], None]
+"""Tells all observers who want to know."""
 
 
 class Observers:
     """The observers of a guard, each isolated from the application and from the others.
 
-    For every method of `Observer` there is a tuple of those who override it, so that what
-    nobody listens to costs nothing.
+    For every method of `Observer` it has a function of the same name that calls all who override
+    it, or `None`, so that what nobody listens to costs nothing.
     """
 
     def __init__(self, observers: Iterable[Observer], faults: Faults) -> None:
         self._observers = list(observers)
         self._faults = faults
         self._arrange()
-
-    def tell(self, told: tuple[Told[T], ...], subject: T) -> None:
-        """Call the methods in `told`, one of the tuples of this object.
-
-        Later, where the garbage collector interrupted some code: it may hold an observer's lock.
-        """
-        if told and COLLECTOR.runs_here():
-            WATCH.post(partial(self._tell, told, subject))
-        else:
-            self._tell(told, subject)
-
-    def _tell(self, told: tuple[Told[T], ...], subject: T) -> None:
-        for observer, method in told:
-            try:
-                method(subject)
-            except FROM_OUTSIDE:
-                raise
-            except BaseException as error:  # noqa: BLE001  (whatever a user's code raises)
-                self._disable(observer, error)
 
     def __iter__(self) -> Iterator[Observer]:
         return iter(self._observers)
@@ -120,17 +101,39 @@ class Observers:
         return next((one for one in self._observers if isinstance(one, kind)), None)
 
     def _arrange(self) -> None:
-        self.scope_opened = tuple(self._overriding("scope_opened"))
-        self.scope_closed = tuple(self._overriding("scope_closed"))
-        self.acquired = tuple(self._overriding("acquired"))
-        self.released = tuple(self._overriding("released"))
-        self.found = tuple(self._overriding("found"))
-        self.resolved = tuple(self._overriding("resolved"))
-        self.pool_changed = tuple(self._overriding("pool_changed"))
-        self.waited = tuple(self._overriding("waited"))
-        self.uninstalled = tuple(self._overriding("uninstalled"))
+        self.scope_opened: Tell[Scope] | None = self._tell("scope_opened")
+        self.scope_closed: Tell[Scope] | None = self._tell("scope_closed")
+        self.acquired: Tell[Hold] | None = self._tell("acquired")
+        self.released: Tell[Hold] | None = self._tell("released")
+        self.found: Tell[Finding] | None = self._tell("found")
+        self.resolved: Tell[Finding] | None = self._tell("resolved")
+        self.pool_changed: Tell[PoolChange] | None = self._tell("pool_changed")
+        self.waited: Tell[Wait] | None = self._tell("waited")
+        self.uninstalled: Tell[Guard] | None = self._tell("uninstalled")
 
-    def _overriding(self, name: str) -> Iterator[Told[Any]]:
+    def _tell(self, name: str) -> Tell[Any] | None:
+        """Make what tells all those who override a method; `None` where nobody does."""
+        told = tuple(self._overriding(name))
+        if not told:
+            return None
+        collector = COLLECTOR
+
+        def tell(subject: object, *, posted: bool = False) -> None:
+            # Where the garbage collector interrupted some code, that may have an observer's lock.
+            if collector.thread and not posted and collector.runs_here():
+                WATCH.post(partial(tell, subject, posted=True))
+                return
+            for observer, method in told:
+                try:
+                    method(subject)
+                except FROM_OUTSIDE:
+                    raise
+                except BaseException as error:  # noqa: BLE001  (whatever a user's code raises)
+                    self._disable(observer, error)
+
+        return tell
+
+    def _overriding(self, name: str) -> Iterator[tuple[Observer, Tell[Any]]]:
         for observer in self._observers:
             method = getattr(observer, name)
             if getattr(method, "__func__", None) is not getattr(Observer, name):

@@ -25,8 +25,8 @@ def forget_parent() -> None:
         guard.forget()
     scope = current_scope.get()
     while scope is not None:  # what came back, too: the parent tells of it at the scope's end
-        scope.open_holds.clear()
         scope.open_connections.clear()
+        scope.open_sessions.clear()
         scope.notable.clear()
         scope = scope.parent
 

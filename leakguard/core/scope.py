@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple
+from weakref import ref
 
 from leakguard.core.clock import monotonic
 from leakguard.core.hold import take_out
 from leakguard.core.holder import current_owner
-from leakguard.core.tasks import context_of, loop_ref
+from leakguard.core.tasks import context_of, running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite, Opener
     from leakguard.core.guard import Guard
     from leakguard.core.hold import ConnectionHold, Hold
-    from leakguard.core.tasks import AnyTask
+    from leakguard.core.tasks import AnyTask, LoopRef
     from leakguard.core.trace import Trace
 
 
@@ -55,16 +56,6 @@ class EventLog:
         return tuple(self._events)
 
 
-class _NoEvents(EventLog):
-    """Where the settings keep no events: adding one does nothing."""
-
-    def add(self, what: str, where: CallSite | None = None) -> None:
-        """Do nothing."""
-
-
-NO_EVENTS: Final = _NoEvents()
-
-
 class Tally:
     """Counts sessions by the line that constructed them: it makes the same mistake each time."""
 
@@ -89,34 +80,22 @@ current_scope: Final[ContextVar[Scope | None]] = ContextVar("leakguard_scope", d
 class Scope:
     """One request, WebSocket connection, test or job. Scopes nest."""
 
-    __slots__ = (
-        "_before",
-        "_name",
-        "cancelled",
-        "closed_at",
-        "endpoint",
-        "event_log",
-        "exception",
-        "foreign_block",
-        "guard",
-        "handled_outside",
-        "loop",
-        "notable",
-        "open_connections",
-        "open_holds",
-        "opened_at",
-        "opener",
-        "owner",
-        "parent",
-        "responded_at",
-        "sessions_collected",
-        "sessions_unclosed",
-        "status",
-        "trace",
-        "type",
-    )
+    cancelled = False
+    """Whether the work was cancelled."""
+    exception: str | None = None
+    """The type name of the exception that ended it."""
+    handled_outside = False
+    """Whether its exception goes to a handler outside of it, who may yet close what it had."""
+    endpoint: CodeType | None = None
+    """The code of the function that the route names."""
+    foreign_block: AllowedBlock | None = None
+    """The block of `allow` that is another request's, in whose context this one began."""
+    sessions_collected: Tally | None = None
+    """Its sessions that the garbage collector took, because nobody closed them."""
+    sessions_unclosed: Tally | None = None
+    """Its sessions of which it was found that nobody closed them."""
 
-    def __init__(self, guard: Guard, name: str, type: str, log: EventLog) -> None:  # noqa: A002  (the field's name for it)
+    def __init__(self, guard: Guard, name: str, type: str) -> None:  # noqa: A002  (the field's name for it)
         self.guard = guard
         self.type: str = type
         """`"http"`, `"websocket"`, `"test"`, `"job"` or what the one who opened it says."""
@@ -124,34 +103,24 @@ class Scope:
         self.status: int | None = None
         """The status of the response; 500 where an exception left the application before one was
         begun, else `None` where none was."""
-        self.cancelled: bool = False
-        """Whether the work was cancelled."""
-        self.exception: str | None = None
-        """The type name of the exception that ended it."""
-        self.handled_outside: bool = False
-        """Whether its exception goes to a handler outside of it, who may yet close what it had."""
         self.trace: Trace | None = None
         """The span of OpenTelemetry's in which it does its work, where there is one."""
-        self.endpoint: CodeType | None = None
-        """The code of the function that the route names."""
-        self.event_log = log
+        self.event_log: EventLog | None = EventLog() if guard.settings.events else None
+        """Its events, where the settings keep them."""
         self.opener: Opener | None = None
         """The frame that has its block; `None` where it has none, as a request."""
-        self.parent = nearest_open(current_scope.get())
-        # Ended scopes are cut out of the chain: else a job that starts its successor would keep
-        # all its predecessors.
-        if self.parent is not None:
-            self.parent.parent = nearest_open(self.parent.parent)
-        self.foreign_block: AllowedBlock | None = (
-            None if self.parent is None else self.parent.foreign_block
-        )
-        """The block of `allow` that is another request's, in whose context this one began."""
-        self._before: Scope | None = None
-        """What was current before it."""
+        self.before: Scope | None = None
+        """What was current before it, while it is open."""
+        self.parent: Scope | None = None
+        """The innermost scope around it that had not ended when it began."""
+        around = current_scope.get()
+        if around is not None:
+            self._begin_in(around)
         self.owner = current_owner()
         """The `id()` of the task or strand that opened it, else the number of the thread; they mean
         something while it is open."""
-        self.loop = loop_ref()
+        loop = running_loop()
+        self.loop: LoopRef | None = None if loop is None else ref(loop)
         """The event loop in which it was opened."""
         self.opened_at = monotonic()
         """When it began; this and the next two in seconds of `time.monotonic()`."""
@@ -159,19 +128,23 @@ class Scope:
         """When it ended; `None` while it is open."""
         self.responded_at: float | None = None
         """When the last byte of the response was handed to the server."""
-        # Holds in the order of their acquisition. A dict, because taking one out of it is
-        # atomic: whoever gets it deals with it.
-        self.open_holds: dict[Hold, None] = {}
+        # In the order of their acquisition. Dicts, because taking one out of a dict is atomic:
+        # whoever gets it deals with it. Apart, because sessions may be many.
         self.open_connections: dict[Hold, None] = {}
-        """Those of them that are connections, which are few where sessions may be many."""
-        self.sessions_collected: Tally | None = None
-        """Its sessions that the garbage collector took, because nobody closed them."""
-        self.sessions_unclosed: Tally | None = None
-        """Its sessions of which it was found that nobody closed them."""
-        # A deque, because taking the first one out of it is atomic, too.
+        self.open_sessions: dict[Hold, None] = {}
+        # Taking the first one out of a deque is atomic, too.
         self.notable: deque[ConnectionHold] = deque()
         """Connections that came back or were collected, about which there is something to say when
         the scope ends."""
+
+    def _begin_in(self, around: Scope) -> None:
+        """Begin within another scope, which may have ended."""
+        self.parent = parent = nearest_open(around)
+        if parent is not None:
+            # Ended scopes are cut out of the chain: else a job that starts its successor would keep
+            # all its predecessors.
+            parent.parent = nearest_open(parent.parent)
+            self.foreign_block = parent.foreign_block
 
     @property
     def name(self) -> str:
@@ -211,38 +184,18 @@ class Scope:
     @property
     def events(self) -> tuple[Event, ...]:
         """The lifecycle so far, where the settings keep it."""
-        return self.event_log.all()
-
-    def enter(self) -> None:
-        """Make it the current scope."""
-        self._before = current_scope.get()
-        current_scope.set(self)
-
-    def add(self, hold: Hold) -> None:
-        """Take in a hold that is out."""
-        if hold.resource == "connection":
-            self.open_connections[hold] = None
-        self.open_holds[hold] = None
+        return () if self.event_log is None else self.event_log.all()
 
     def take_out(self, hold: Hold) -> bool:
         """Take a hold out; `False` where somebody else was first, or it never was there."""
-        self.open_connections.pop(hold, None)
-        return take_out(self.open_holds, hold)
+        return take_out(
+            self.open_connections if hold.resource == "connection" else self.open_sessions, hold
+        )
 
-    def leave(self) -> None:
-        """End it, and make the scope before it the current one again.
-
-        Scopes in generators need not end in the reverse order, and fixtures may end in another
-        context than they began in: there this one may not be the current one.
-        """
-        self.closed_at = monotonic()
-        before = self._before
-        # It would keep all those before it. Whoever began with it will look at its parent.
-        self._before = None
-        if current_scope.get() is self:
-            if before is self.parent:  # it was open then, and may have ended in the meantime
-                before = nearest_open(before)
-            current_scope.set(before)
+    def take_all_out(self) -> list[Hold]:
+        """Take out every hold, connections first, unless somebody returns it at this moment."""
+        holds = [*self.open_connections.copy(), *self.open_sessions.copy()]
+        return [hold for hold in holds if self.take_out(hold)]
 
     def note_exception(self, error: BaseException) -> None:
         """Write down which exception ended it; the exception itself is not kept."""

@@ -6,7 +6,7 @@ Neither library is imported: where nobody else has done so, nothing of it runs.
 from __future__ import annotations
 
 from sys import modules
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from leakguard.core.stacks import Stack, chain_stack, greenlet_stack
 
@@ -20,12 +20,17 @@ class Strand(NamedTuple):
     """What a report calls it."""
 
 
+TRIO: Final = "trio.lowlevel"
+GEVENT: Final = "gevent"
+"""The modules that know what runs."""
+
+
 def current_strand() -> Strand | None:
     """Return the strand that runs now; `None` outside of trio and of gevent's greenlets."""
     strand = None
-    if (trio := modules.get("trio.lowlevel")) is not None:
+    if (trio := modules.get(TRIO)) is not None:
         strand = _trio_task(trio)
-    if strand is None and (gevent := modules.get("gevent")) is not None:
+    if strand is None and (gevent := modules.get(GEVENT)) is not None:
         strand = _greenlet(gevent)
     return strand
 

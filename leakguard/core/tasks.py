@@ -7,16 +7,15 @@ import gc
 import weakref
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import Any, Final
 
 AnyTask = asyncio.Task[Any]
 LoopRef = weakref.ref[asyncio.AbstractEventLoop]
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that runs in this thread."""
-    # `get_running_loop` raises where there is none, and raising is slow.
-    return asyncio._get_running_loop()  # noqa: SLF001  (exported by asyncio for this use)
+running_loop: Final[Callable[[], asyncio.AbstractEventLoop | None]] = asyncio._get_running_loop  # noqa: SLF001  (exported by asyncio for this use)
+"""Returns the event loop that runs in this thread; `get_running_loop` raises where there is none,
+and raising is slow."""
 
 
 def loop_ref() -> LoopRef | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from sys import modules
 from typing import TYPE_CHECKING
 
 from leakguard.core.callsite import mark_boundary
 from leakguard.core.lifespan import enter_lifespan
-from leakguard.sources.request import AsgiApp, Receive, RequestScope, Send, is_request
+from leakguard.sources.request import REQUEST_TYPES, AsgiApp, Receive, RequestScope, Send
 from leakguard.sources.routes import AsgiScope
-from leakguard.sources.tracing import note_span
+from leakguard.sources.tracing import TRACING, note_span
 
 if TYPE_CHECKING:
     from leakguard.core.guard import Guard
@@ -28,16 +29,18 @@ class ScopeMiddleware:
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Run the application inside a scope; the verdict falls when it has returned or raised."""
         guard = self.guard
-        if not guard.installed or not is_request(scope):
+        if not guard.installed or scope["type"] not in REQUEST_TYPES:
             if guard.installed and scope["type"] == "lifespan":
                 enter_lifespan()
             await self.app(scope, receive, send)
             return
         request = RequestScope(guard, scope)
-        note_span(request)
+        if TRACING in modules:
+            note_span(request)
         guard.open_scope(request)
+        receive, send = request.noting(receive, send)
         try:
-            await self.app(scope, request.noting_receive(receive), request.noting_send(send))
+            await self.app(scope, receive, send)
         except BaseException as error:
             request.note_exception(error)
             raise

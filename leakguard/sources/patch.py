@@ -9,15 +9,25 @@ from typing import Any
 AnyFunction = Callable[..., Any]
 
 
-class _Placement:
+class Placement:
     """One wrapper in its place. It may outlast its use where somebody wrapped it in turn."""
 
-    __slots__ = ("active", "original", "wrapper")
+    __slots__ = ("_patch", "active", "original", "wrapper")
 
-    def __init__(self, original: AnyFunction) -> None:
-        self.active = True
+    def __init__(self, patch: Patch, original: AnyFunction) -> None:
+        self._patch = patch
         self.original = original
         self.wrapper: AnyFunction = original
+        self.active = True
+        """Whether the wrapper is in use. One that is not, and whose `resume` does not say
+        otherwise, calls the original and does nothing else."""
+
+    def resume(self) -> bool:
+        """Decide what becomes of a wrapper that is not in use but called, and say if it is now."""
+        return self._patch.retire_or_take_over(self)
+
+
+Wrap = Callable[[AnyFunction, Placement], AnyFunction]
 
 
 class Patch:
@@ -28,20 +38,28 @@ class Patch:
     which it is on top again takes itself out, or the place of one that somebody took out.
     """
 
-    def __init__(self, owner: type, name: str, wrap: Callable[[AnyFunction], AnyFunction]) -> None:
-        """Take the class, the method's name, and what makes a wrapper of the original."""
+    def __init__(self, owner: type, name: str, wrap: Wrap) -> None:
+        """Take the class, the method's name, and what makes a wrapper of the original.
+
+        The wrapper begins with
+        `if not (placement.active or placement.resume()): return original(...)`. That is its own
+        business, because a function around it would cost as much as all that most wrappers do. Its
+        first parameter is called `self`: everybody calls it so, and callers may.
+        """
         self._owner = owner
         self._name = name
         self._wrap = wrap
-        self._placement: _Placement | None = None
+        self._placement: Placement | None = None
 
     def place(self) -> None:
         """Wrap the method."""
         current = self._owner.__dict__[self._name]
         placement = self._placement
         if placement is None or placement.wrapper is not current:
-            placement = self._placement = self._new_placement(current)
-            setattr(self._owner, self._name, placement.wrapper)
+            placement = self._placement = Placement(self, current)
+            wrapper = self._wrap(current, placement)
+            placement.wrapper = functools.update_wrapper(wrapper, current)
+            setattr(self._owner, self._name, wrapper)
         placement.active = True
 
     def remove(self) -> None:
@@ -51,24 +69,11 @@ class Patch:
             placement.active = False
             self._take_out(placement)
 
-    def _new_placement(self, original: AnyFunction) -> _Placement:
-        placement = _Placement(original)
-        wrapped = self._wrap(original)
+    def retire_or_take_over(self, placement: Placement) -> bool:
+        """Take out a wrapper that is not in use, or have it take over from one that is gone.
 
-        retire_or_take_over = self._retire_or_take_over
-
-        # Its first parameter has the name that everybody gives it, and callers may use.
-        @functools.wraps(original)
-        def wrapper(self: object, *args: object, **kwargs: object) -> Any:  # noqa: ANN401  (whatever the original gives)
-            if placement.active or retire_or_take_over(placement):
-                return wrapped(self, *args, **kwargs)
-            return original(self, *args, **kwargs)
-
-        placement.wrapper = wrapper
-        return placement
-
-    def _retire_or_take_over(self, placement: _Placement) -> bool:
-        """Decide what becomes of a wrapper that is not in use, but is called."""
+        Return whether it is in use from now on.
+        """
         latest = self._placement
         on_top = self._owner.__dict__[self._name] is placement.wrapper
         if latest is None or not (latest.active and on_top):
@@ -79,6 +84,6 @@ class Patch:
         self._placement = placement
         return True
 
-    def _take_out(self, placement: _Placement) -> None:
+    def _take_out(self, placement: Placement) -> None:
         if self._owner.__dict__[self._name] is placement.wrapper:
             setattr(self._owner, self._name, placement.original)

@@ -21,6 +21,7 @@ from leakguard.sources.routes import (
 )
 
 if TYPE_CHECKING:
+    from leakguard.core.allow import AllowedBlock
     from leakguard.core.guard import Guard
 
 Message = MutableMapping[str, Any]
@@ -29,31 +30,28 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 
-def is_request(asgi: AsgiScope) -> bool:
-    """Return whether an ASGI scope is that of a request or a WebSocket connection."""
-    return asgi["type"] in _PREFIXES
-
-
 class RequestScope(Scope):
     """The scope of an HTTP request or a WebSocket connection."""
 
-    __slots__ = ("_asgi", "_lookup", "_method", "_route", "block_before", "headers_id")
+    _lookup: RouteLookup | None = None
+    _route = UNMATCHED
+    block_before: AllowedBlock | None = None
+    """The block of `allow` in which it began."""
 
     def __init__(self, guard: Guard, asgi: AsgiScope) -> None:
         self._asgi: AsgiScope | None = asgi
-        self._lookup: RouteLookup | None = None
-        self._route = UNMATCHED
         method = asgi.get("method")
         self._method: str | None = method if method is None or method in _METHODS else _OTHER_METHOD
         kind = asgi["type"]
-        super().__init__(guard, self._method or _PREFIXES[kind], kind, guard.new_event_log())
+        super().__init__(guard, self._method or REQUEST_TYPES[kind], kind)
         self.headers_id = id(asgi.get("headers"))
         """Known of the request it is for: copies of an ASGI scope share their headers."""
-        self.block_before = allowed_block.get()
-        """The block of `allow` in which it began."""
-        if self.block_before is not None:
+        block = allowed_block.get()
+        if block is not None:
+            self.block_before = block
             self._disown_block()
-        self.event_log.add("request received")
+        if self.event_log is not None:
+            self.event_log.add("request received")
 
     def _disown_block(self) -> None:
         """Take no part in a block of `allow` in another request.
@@ -115,7 +113,15 @@ class RequestScope(Scope):
     def let_go(self, asgi: AsgiScope) -> None:
         """Keep what the name depends on, and not the request: contexts may outlive it."""
         try:
-            self._keep_route(self._asgi or asgi)
+            asgi = self._asgi or asgi
+            code = getattr(asgi.get("endpoint"), "__code__", None)
+            if isinstance(code, CodeType):
+                self.endpoint = code
+            known = known_template(asgi)
+            if known is None:
+                self._lookup = RouteLookup(asgi)
+            else:
+                self._route = known
         except Exception as error:  # noqa: BLE001  (routes are objects of the user's)
             FAULTS.report(_LOOK, error, "Its name is not known.")
         self._asgi = None  # last: a thread in `route` finds it, or what was kept of it
@@ -128,49 +134,46 @@ class RequestScope(Scope):
         except Exception as fault:  # noqa: BLE001  (frames and scopes of whatever framework)
             FAULTS.report(_LOOK, fault, "Its name may not be known.")
 
-    def _keep_route(self, asgi: AsgiScope) -> None:
-        code = getattr(asgi.get("endpoint"), "__code__", None)
-        self.endpoint = code if isinstance(code, CodeType) else None
-        known = known_template(asgi)
-        if known is None:
-            self._lookup = RouteLookup(asgi)
-        else:
-            self._route = known
+    def noting(self, receive: Receive, send: Send) -> tuple[Receive, Send]:
+        """Notice the response on its way to the server, and a client that goes away before it."""
 
-    def noting_receive(self, receive: Receive) -> Receive:
-        """Notice a client that goes away before the response is complete."""
-
-        async def noting() -> Message:
+        async def noting_receive() -> Message:
             message = await receive()
             if message.get("type") == "http.disconnect" and self.responded_at is None:
                 self.cancelled = True
-                self.event_log.add("client disconnected")
+                if self.event_log is not None:
+                    self.event_log.add("client disconnected")
             return message
 
-        return noting
-
-    def noting_send(self, send: Send) -> Send:
-        """Notice the status and the last byte of the response."""
-
-        async def noting(message: Message) -> None:
+        # Not a coroutine: what it notices it notices at the call, and one around every message
+        # would cost more than that.
+        def noting_send(message: Message) -> Awaitable[None]:
             kind = message.get("type")
             if kind in _LAST_MESSAGES:
                 if not message.get("more_body", False):
                     self.responded_at = monotonic()
-                    self.event_log.add("last byte handed to the server")
-            elif kind in _START_MESSAGES:
-                self.status = message.get("status")
-                self.event_log.add("response started")
-                self._see_copy(sys._getframe(1), sys.exception())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            elif kind == "websocket.accept":
-                self._see_copy(sys._getframe(1), None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            await send(message)
+                    if self.event_log is not None:
+                        self.event_log.add("last byte handed to the server")
+            elif kind in _FIRST_MESSAGES:
+                self._note_beginning(message, sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            return send(message)
 
-        return noting
+        return noting_receive, noting_send
+
+    def _note_beginning(self, message: Message, frame: FrameType) -> None:
+        """Note the status of the response, which code in `frame` begins."""
+        error = None
+        if message["type"] != "websocket.accept":
+            self.status = message.get("status")
+            error = sys.exception()
+            if self.event_log is not None:
+                self.event_log.add("response started")
+        self._see_copy(frame, error)
 
 
 _LOOK: Final = "leakguard's look at the route"
-_PREFIXES: Final = {"http": "HTTP", "websocket": "WEBSOCKET"}
+REQUEST_TYPES: Final = {"http": "HTTP", "websocket": "WEBSOCKET"}
+"""The types of an ASGI scope that is a request or WebSocket connection, and their names."""
 _METHODS: Final = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
 )
@@ -179,4 +182,6 @@ _OTHER_METHOD: Final = "_OTHER"
 _SERVER_ERROR: Final = 500
 """What the server, or the error handler outside, answers when no response was begun."""
 _LAST_MESSAGES: Final = frozenset({"http.response.body", "http.response.pathsend"})
-_START_MESSAGES: Final = frozenset({"http.response.start", "websocket.http.response.start"})
+_FIRST_MESSAGES: Final = frozenset(
+    {"http.response.start", "websocket.http.response.start", "websocket.accept"}
+)

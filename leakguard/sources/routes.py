@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from types import FrameType, FunctionType
 from typing import Any, Final, cast
 
@@ -100,14 +100,13 @@ def known_template(scope: AsgiScope) -> str | None:
     """Return the template if the ASGI scope tells it; `None` if the routes must be matched."""
     if "app_root_path" in scope:  # a mount was passed
         return None
-    return _included_path(scope) or _path(scope.get("route"))
-
-
-def _included_path(scope: Mapping[str, Any]) -> str | None:
-    """Return the path of a route of an included router: only this context knows the prefixes."""
     fastapi = scope.get("fastapi")
     context = fastapi.get("effective_route_context") if fastapi else None
-    return _path(getattr(context, "starlette_route", None)) or _path(context)
+    if context is not None:  # of an included router, whose prefixes nobody else knows
+        path = _path(getattr(context, "starlette_route", None)) or _path(context)
+        if path is not None:
+            return path
+    return _path(scope.get("route"))
 
 
 def _path(route: object) -> str | None:

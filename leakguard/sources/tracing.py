@@ -6,7 +6,7 @@ Not imported: where nobody else has done so, there are no spans.
 from __future__ import annotations
 
 from sys import modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from leakguard.core.faults import FAULTS
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from leakguard.core.scope import Scope
 
 
+TRACING: Final = "opentelemetry.trace"
+"""The module that knows the current span."""
+
+
 def note_span(scope: Scope) -> None:
     """Write down the current span, the first time that there is one. Never raises.
 
     At the beginning of a request it is the request's own where tracing is outside of leakguard;
     else it is the one that is current when the request takes its first session or connection.
     """
-    api: Any = modules.get("opentelemetry.trace")
+    api: Any = modules.get(TRACING)
     if api is None or scope.trace is not None:
         return
     try:

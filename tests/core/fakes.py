@@ -16,7 +16,7 @@ from leakguard.core.guard import Guard, Source
 from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.core.holder import current_holder
 from leakguard.core.register import make_finding as finding_of
-from leakguard.core.scope import NO_EVENTS, current_scope
+from leakguard.core.scope import current_scope
 from leakguard.core.settings import build_settings
 
 
@@ -34,12 +34,10 @@ def installed(*told: Observer, **options: Any) -> Guard:
 class FakeConnection(ConnectionHold):
     """A connection that is open while the test says so."""
 
-    __slots__ = ("fake_usage", "is_lost_when_collected", "is_open")
-
     def __init__(
         self, guard: Guard, scope: Scope | None = None, site: CallSite | None = None
     ) -> None:
-        super().__init__(guard, "main", scope, site)
+        super().__init__(guard, scope, site, "main")
         self.is_open = True
         self.fake_usage: PoolUsage | None = None
         self.is_lost_when_collected = False
@@ -73,8 +71,6 @@ class FakeConnection(ConnectionHold):
 
 class FakeSession(SessionHold):
     """A session that is open while the test says so."""
-
-    __slots__ = ("is_open",)
 
     def __init__(
         self, guard: Guard, scope: Scope | None = None, site: CallSite | None = None
@@ -128,7 +124,7 @@ def site_at(file: str, line: int, function: str, *callers: CallSite) -> CallSite
 
 def ended_scope(guard: Guard, name: str = "GET /items/{item_id}") -> Scope:
     """Make a scope of 12 ms that has ended; it never was the current one."""
-    scope = Scope(guard, name, "http", NO_EVENTS)
+    scope = Scope(guard, name, "http")
     scope.opened_at, scope.closed_at = 100.0, 100.012
     return scope
 

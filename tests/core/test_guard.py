@@ -243,7 +243,7 @@ def test_an_observer_is_told_what_it_overrides_and_no_more() -> None:
     told = Findings()
     guard = installed(told)
     observers = guard.observers
-    assert [observers.acquired, observers.released, observers.scope_opened] == [(), (), ()]
+    assert [observers.acquired, observers.released, observers.scope_opened] == [None, None, None]
     with guard.scope("job") as scope:
         take(guard, scope)
     assert told.kinds == [FindingKind.LEAKED]
@@ -610,7 +610,7 @@ def test_a_fault_of_the_judge_itself_ends_no_request(
 
     guard = installed(recorder)
     with guard.scope("job") as scope:
-        scope.open_holds = NoHolds()
+        scope.open_connections = NoHolds()
         take(guard, scope)
     assert recorder.scopes_closed == [scope]
     assert [record.getMessage() for record in caplog.records] == [

@@ -8,7 +8,7 @@ import pytest
 
 from leakguard import FindingKind, Hold
 from leakguard.core.held_judge import HeldJudge
-from leakguard.core.scope import NO_EVENTS, Scope
+from leakguard.core.scope import Scope
 from leakguard.core.stacks import Stack
 from leakguard.core.verdict import Verdict
 from tests.core.fakes import (
@@ -59,7 +59,7 @@ class HeldBench:
             lambda: self.now,
         )
         self.guard = make_guard()
-        self.scope = Scope(self.guard, "GET /", "http", NO_EVENTS)
+        self.scope = Scope(self.guard, "GET /", "http")
 
     def note(self, hold: Hold, verdict: Verdict) -> None:
         """Keep a verdict."""
@@ -69,7 +69,7 @@ class HeldBench:
         """Take a connection."""
         hold = Watched(self.guard, self.scope)
         hold.is_executing, hold.is_known, hold.is_occupied = False, True, False
-        hold.acquired_monotonic = hold.used_monotonic = self.now
+        hold.acquired_monotonic = self.now
         self.holds.append(hold)
         if not self.judge.planned:
             self.judge.plan()

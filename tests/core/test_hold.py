@@ -39,7 +39,7 @@ def test_a_connection_knows_its_session_s_line() -> None:
 
 def test_where_a_library_tells_nothing_a_connection_is_idle() -> None:
     """Idle by what is known, since it was acquired."""
-    hold = OpenConnection(make_guard(), "main", None, None)
+    hold = OpenConnection(make_guard(), None, None, "main")
     assert not hold.executing
     assert hold.executing_for == 0
     assert not hold.used_elsewhere
@@ -62,7 +62,7 @@ def test_time_stands_still_when_it_is_back(way: str) -> None:
     getattr(hold, way)()
     assert hold.released_monotonic is not None
     assert hold.held_for == hold.released_monotonic - hold.acquired_monotonic
-    assert hold.idle_for == hold.released_monotonic - hold.used_monotonic
+    assert hold.idle_for == hold.released_monotonic - hold.last_used
     guard.uninstall()
 
 
@@ -73,14 +73,14 @@ def test_what_only_a_library_knows_is_unknown_to_the_core() -> None:
     assert (session.statement, session.in_transaction, session.backend_pid) == (None, None, None)
     assert (session.usage, session.lost_when_collected) == (None, False)
     assert session.idle_for <= session.held_for
-    assert OpenConnection(guard, "main", None, None).statement is None
+    assert OpenConnection(guard, None, None, "main").statement is None
 
 
 def test_nothing_has_happened_to_a_new_hold() -> None:
     """Observers are told of it in this state."""
     guard = make_guard()
     session = OpenSession(guard, None, None)
-    connection = OpenConnection(guard, "main", None, None)
+    connection = OpenConnection(guard, None, None, "main")
     assert (session.pool, connection.pool) == ("", "main")
     assert (session.times_closed, session.returns, session.checkouts_ever) == (0, 0, 0)
     for hold in (session, connection):

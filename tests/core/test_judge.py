@@ -581,7 +581,7 @@ def test_where_there_are_many_tasks_one_look_decides_for_all(
             for _ in range(3):
                 with guard.scope("healthy") as scope:
                     hold = take(guard, scope)
-                assert hold in guard._judge._waits  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # it is waited for
+                assert hold in guard._judge.waits  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # it is waited for
                 hold.give_back()
         await asyncio.to_thread(drain_watch)
         assert len(looks) == 1

@@ -74,20 +74,20 @@ class JudgeBench:
         self.hold = FakeConnection(guard, self.scope)
         self.holder = FakeHolder()
         self.hold.holder = self.holder
-        self.scope.open_holds[self.hold] = None
+        self.scope.open_connections[self.hold] = None
 
     def end_with_sessions(self, count: int = 1) -> list[FakeSession]:
         """End the scope with sessions of its own that are open."""
         sessions = [FakeSession(self.hold.guard, self.scope) for _ in range(count)]
         for session in sessions:
             session.holder = None
-        self.scope.open_holds = dict.fromkeys(sessions)
+        self.scope.open_connections, self.scope.open_sessions = {}, dict.fromkeys(sessions)
         asyncio.run(self.close())
         return sessions
 
     def end_with_connection(self) -> None:
         """End the scope with a connection of its own that is out."""
-        self.scope.open_holds = {FakeConnection(self.hold.guard): None}
+        self.scope.open_connections = {FakeConnection(self.hold.guard): None}
         asyncio.run(self.close())
 
     async def close(self) -> None:
@@ -274,7 +274,7 @@ def test_the_deadline_for_other_work_does_not_wait_for_the_look() -> None:
             holds = [FakeConnection(bench.hold.guard, scope) for _ in range(count)]
             for hold in holds:
                 hold.holder = None
-            scope.open_holds = dict.fromkeys(holds)
+            scope.open_connections = dict.fromkeys(holds)
             bench.judge.close(scope)
         assert bench.kinds == [LEAKED]  # after a look that saw how many tasks there are
         assert len(bench.planned) == 1

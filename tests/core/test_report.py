@@ -18,7 +18,6 @@ from leakguard.core.report import (
     repetition,
     resolution,
 )
-from leakguard.core.scope import NO_EVENTS
 from leakguard.core.words import seconds, shorten
 from tests.core.fakes import (
     FakeConnection,
@@ -399,7 +398,7 @@ class Nameless(Scope):
 def test_a_scope_that_cannot_be_told_is_said_to_be_one(caplog: pytest.LogCaptureFixture) -> None:
     """What happened is said all the same."""
     one = finding()
-    one.scope = Nameless(make_guard(), "", "http", NO_EVENTS)
+    one.scope = Nameless(make_guard(), "", "http")
     assert headline(one) == (
         'leaked: a scope that cannot be told did not give back a connection of pool "main"'
     )

@@ -11,7 +11,6 @@ import pytest
 
 from leakguard import Scope, SettingsError, allow
 from leakguard.core.scope import (
-    NO_EVENTS,
     EventLog,
     current_scope,
     nearest_open,
@@ -77,11 +76,11 @@ def test_a_scope_left_in_a_copy_of_its_context_is_not_current_there() -> None:
     """In the copy its parent is current again; where it was never current nothing changes."""
     guard = installed()
     for elsewhere in (True, False):
-        scope = Scope(guard, "fixture", "test", NO_EVENTS)
+        scope = Scope(guard, "fixture", "test")
         entered = contextvars.copy_context()
-        entered.run(scope.enter)
+        entered.run(guard.open_scope, scope)
         copy = contextvars.copy_context() if elsewhere else entered.copy()
-        copy.run(scope.leave)
+        copy.run(guard.close_scope, scope)
         assert copy.get(current_scope) is None
     guard.uninstall()
 
@@ -117,7 +116,7 @@ def test_a_scope_knows_which_of_its_holds_are_connections() -> None:
     guard = installed()
     with guard.scope("job") as scope:
         session, hold = construct(guard, scope), take(guard, scope)
-        assert list(scope.open_holds) == [session, hold]
+        assert list(scope.open_sessions) == [session]
         assert list(scope.open_connections) == [hold]
         hold.give_back()
         assert list(scope.open_connections) == []
@@ -204,12 +203,12 @@ def test_an_event_tells_its_time_from_the_beginning(monkeypatch: pytest.MonkeyPa
 
 
 def test_no_events_are_kept_where_the_settings_say_so() -> None:
-    """Adding to the null log does nothing."""
+    """There is no log to add them to."""
     guard = installed(events=False)
     with guard.scope("job") as scope:
-        scope.event_log.add("something")
+        take(guard, scope).give_back()
+    assert scope.event_log is None
     assert scope.events == ()
-    assert NO_EVENTS.all() == ()
     guard.uninstall()
 
 

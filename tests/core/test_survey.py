@@ -8,7 +8,7 @@ import sys
 from leakguard import Finding, FindingKind, Hold
 from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
 from leakguard.core.guard import Guard
-from leakguard.core.scope import NO_EVENTS, Scope
+from leakguard.core.scope import Scope
 from leakguard.core.stacks import Stack, first_site
 from leakguard.core.survey import Waiter, survey
 from leakguard.core.workers import Workers
@@ -77,11 +77,11 @@ def test_every_connection_is_in_some_use() -> None:
     guard = installed()
     with guard.scope("leaky") as scope:
         leaked = take(guard, scope, GET_DB)
-    scope = Scope(guard, "GET /", "http", NO_EVENTS)
+    scope = Scope(guard, "GET /", "http")
     waiting = FakeConnection(guard, scope, GET_DB)
     idle, in_use = FakeConnection(guard, None, GET_DB), FakeConnection(guard, None, GET_DB)
-    idle.used_monotonic -= 1.5
-    in_use.used_monotonic -= 0.5
+    idle.used_monotonic = idle.last_used - 1.5
+    in_use.used_monotonic = in_use.last_used - 0.5
     found = surveyed(
         *(leaked, waiting, busy(guard, 1.0), busy(guard, 5.0), idle, in_use),
         waiters=(Waiter(scope, 4.0, PAY),),
@@ -110,7 +110,7 @@ def test_what_is_kept_after_its_scope_is_not_merely_idle() -> None:
     with guard.scope("GET /") as scope:
         kept = take(guard, scope, GET_DB)
         assert [one.use for one in surveyed(kept).holders] == [Use.IN_USE]
-    kept.used_monotonic -= 60
+    kept.used_monotonic = kept.last_used - 60
     assert [one.use for one in surveyed(kept).holders] == [Use.KEPT]
     guard.uninstall()
 
@@ -118,7 +118,7 @@ def test_what_is_kept_after_its_scope_is_not_merely_idle() -> None:
 def test_where_nobody_follows_statements_none_is_called_idle() -> None:
     """Nothing tells whether one runs."""
     hold = FakeConnection(make_guard(held_after=None, statements=False), None)
-    hold.used_monotonic -= 60
+    hold.used_monotonic = hold.last_used - 60
     assert [one.use for one in surveyed(hold).holders] == [Use.OUT]
 
 
@@ -135,7 +135,7 @@ def test_what_was_reported_as_held_has_not_leaked(recorder: Recorder) -> None:
 def test_the_shorter_the_time_out_the_sooner_a_connection_is_idle() -> None:
     """A quarter of the time-out, or a second where that is not known."""
     hold = FakeConnection(make_guard(), None)
-    hold.used_monotonic -= 0.5
+    hold.used_monotonic = hold.last_used - 0.5
     for timeout, use in ((1.0, Use.IDLE), (30.0, Use.IN_USE), (None, Use.IN_USE)):
         found = surveyed(hold, limits=Limits(5, 10, timeout), out=None)
         assert [one.use for one in found.holders] == [use]
@@ -167,7 +167,7 @@ def test_whoever_is_in_the_database_is_not_idle() -> None:
             return [frame]
 
     hold = Committing(make_guard(), None)
-    hold.used_monotonic -= 60
+    hold.used_monotonic = hold.last_used - 60
     assert [one.use for one in surveyed(hold).holders] == [Use.IDLE]
     hold.holder = There(None)
     assert [one.use for one in surveyed(hold).holders] == [Use.EXECUTING]
@@ -178,6 +178,7 @@ def test_what_is_alike_is_told_once() -> None:
     guard = make_guard()
     holds = [FakeConnection(guard, None, GET_DB) for _ in range(3)]
     holds.append(FakeConnection(guard, None, PAY))
+    holds[1].used_monotonic = holds[1].acquired_monotonic
     holds[1].acquired_monotonic -= 60
     found = surveyed(*holds)
     assert [(one.count, one.site) for one in found.holders] == [(3, GET_DB), (1, PAY)]

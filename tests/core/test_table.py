@@ -37,8 +37,8 @@ def test_the_open_holds_are_a_tuple_and_a_table(guard: Guard) -> None:
     with guard.scope("nightly import") as scope:
         hold = take(guard, scope, site_at("app/items.py", 41, "read_item"))
         hold.session = construct(guard, None, site_at("app/db.py", 12, "get_db"))
+        hold.used_monotonic = hold.acquired_monotonic - 60
         hold.acquired_monotonic -= 90
-        hold.used_monotonic -= 60
         holds = guard.open_holds()
         assert holds == (hold, hold.session)
         lines = str(holds).splitlines()

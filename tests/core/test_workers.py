@@ -7,7 +7,7 @@ import contextvars
 import threading
 
 from leakguard.core.holder import TaskHolder
-from leakguard.core.scope import NO_EVENTS, Scope, current_scope
+from leakguard.core.scope import Scope, current_scope
 from leakguard.core.stacks import Stack, frames_of
 from leakguard.core.workers import Workers
 from tests.core.fakes import FakeConnection, FakeSession, let_tasks_run, make_guard
@@ -28,7 +28,7 @@ def test_the_tasks_of_a_scope() -> None:
         await end.wait()
 
     async def opening(end: asyncio.Event) -> None:
-        scope = Scope(guard, "GET /", "http", NO_EVENTS)
+        scope = Scope(guard, "GET /", "http")
         current_scope.set(scope)
         begun.append(scope)
         child = asyncio.create_task(other(end))
@@ -86,7 +86,7 @@ def test_the_thread_that_opened_a_scope() -> None:
     opened, end = threading.Event(), threading.Event()
 
     def opening() -> None:
-        begun.append(Scope(guard, "nightly import", "job", NO_EVENTS))
+        begun.append(Scope(guard, "nightly import", "job"))
         opened.set()
         end.wait(PATIENCE)
 

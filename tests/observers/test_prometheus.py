@@ -38,7 +38,6 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from leakguard import LeakGuard, LeakGuardMiddleware, Prometheus, Scope, SettingsError, metrics_app
-from leakguard.core.scope import NO_EVENTS
 from tests.core.fakes import FakeConnection, make_guard
 from tests.load.client import call
 from tests.support import PATIENCE, drain_watch, drivers_ended, fetch
@@ -399,7 +398,7 @@ def test_what_comes_back_as_its_scope_ends_is_not_kept(metrics: Metrics) -> None
             metrics.observer.scope_closed(self)
             return False
 
-    scope = Closing(guard, "GET /", "http", NO_EVENTS)
+    scope = Closing(guard, "GET /", "http")
     hold = FakeConnection(guard, scope)
     hold.released_monotonic = hold.acquired_monotonic
     metrics.observer.released(hold)

@@ -57,7 +57,7 @@ def engines(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engines]
     }[request.param]
     yield Engines(url, pool)
     checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to look
-    for name in ("_open", "_by_record", "_detached"):
+    for name in ("out", "_by_record", "_detached"):
         assert getattr(checkouts, name) == {}
 
 

@@ -231,12 +231,12 @@ def test_a_checkout_does_not_look_at_sessions(
     """A scope may have thousands that hold no connection, as that of a WebSocket may."""
     with guard.scope("job") as scope:
         session = Session(engine)
-        holds, scope.open_holds = scope.open_holds, Unlisted(scope.open_holds)
+        holds, scope.open_sessions = scope.open_sessions, Unlisted(scope.open_sessions)
         with engine.connect() as connection:
             assert [hold.resource for hold in scope.open_connections] == ["connection"]
             assert connection.connection.is_valid
         assert not scope.open_connections
-        scope.open_holds = holds
+        scope.open_sessions = holds
         session.close()
     assert caplog.records == []
 
@@ -415,7 +415,7 @@ def test_a_fault_of_ours_does_not_reach_the_caller(
     checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to break it
     static = create_engine("sqlite://", poolclass=StaticPool)
     with guard.scope("job"), static.connect(), static.connect():
-        monkeypatch.setattr(checkouts, "_checked_out", fail)
+        monkeypatch.setattr(checkouts, "_facts_of", fail)
         monkeypatch.setattr(checkouts, "_handled_by_caller", fail)
         for _ in range(2):
             with engine.connect() as connection:
@@ -468,9 +468,8 @@ def test_faults_of_ours_in_statements_and_returns_reach_nobody(
     def fail(*_: object) -> None:
         raise RuntimeError("a fault")
 
-    checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to break it
     with engine.connect() as connection:
-        monkeypatch.setattr(checkouts, "of", fail)
+        monkeypatch.setattr("leakguard.sources.sqlalchemy.checkouts.Execution", fail)
         monkeypatch.setattr(guard, "released", fail)
         assert connection.execute(text("SELECT 1")).scalar() == 1
     assert "Connections in pool: 1" in engine.pool.status()

@@ -207,5 +207,5 @@ def test_sessions_that_nobody_closes_do_not_pile_up_in_a_long_scope(
             del session
         gc.collect()
         recorder.wait_for(lambda: len(guard.open_holds()) == 0)
-        recorder.wait_for(lambda: len(scope.open_holds) == 100)
+        recorder.wait_for(lambda: len(scope.open_sessions) == 100)
     assert recorder.kinds == [FindingKind.UNCLOSED_SESSION] * 100

@@ -9,7 +9,7 @@ import pytest
 from greenlet import greenlet
 
 from leakguard.sources.sqlalchemy import greenlets
-from leakguard.sources.sqlalchemy.greenlets import current_greenlet, parent_stacks
+from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 
 
 def test_the_stacks_of_all_parents_are_given() -> None:
@@ -38,6 +38,6 @@ def test_without_greenlet_there_are_no_other_stacks(monkeypatch: pytest.MonkeyPa
     """It is optional, as it is for SQLAlchemy."""
     monkeypatch.setitem(sys.modules, "greenlet", None)
     assert greenlets._greenlet_module() is None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to do without it
-    monkeypatch.setattr(greenlets, "_getcurrent", None)
+    monkeypatch.setattr(greenlets, "current_greenlet", greenlets.current_greenlet_of(None))
     assert list(parent_stacks()) == []
-    assert current_greenlet() is None
+    assert greenlets.current_greenlet().parent is None

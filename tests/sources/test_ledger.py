@@ -134,7 +134,6 @@ def test_the_child_of_a_fork_counts_nothing_of_its_parent_s(engine: Engine, tota
         (Ledger, "taken"),
         (Ledger, "returned"),
         (Ledger, "gone"),
-        (Checkouts, "owner_of"),
         (Checkouts, "_facts_of"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from leakguard.sources.patch import Patch
+from leakguard.sources.patch import Patch, Placement, Wrap
 
 
 class Door:
@@ -24,13 +24,14 @@ class Door:
 ORIGINAL = vars(Door)["open"]
 
 
-def listening(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def listening(name: str) -> Wrap:
     """Return what makes a wrapper that notes `name` at each call."""
 
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(door: Door, *args: Any, **kwargs: Any) -> Any:
-            door.heard.append(name)
-            return original(door, *args, **kwargs)
+    def wrap(original: Callable[..., Any], placement: Placement) -> Callable[..., Any]:
+        def wrapper(self: Door, *args: Any, **kwargs: Any) -> Any:
+            if placement.active or placement.resume():
+                self.heard.append(name)
+            return original(self, *args, **kwargs)
 
         return wrapper
 
@@ -42,7 +43,12 @@ class Foreign:
 
     def __init__(self) -> None:
         self.saved = vars(Door)["open"]
-        setattr(Door, "open", listening("foreign")(self.saved))  # noqa: B010  (as they do)
+
+        def wrapper(door: Door, *args: Any, **kwargs: Any) -> Any:
+            door.heard.append("foreign")
+            return self.saved(door, *args, **kwargs)
+
+        setattr(Door, "open", wrapper)  # noqa: B010  (as they do)
 
     def undo(self) -> None:
         """Put back what was there before."""

@@ -46,7 +46,7 @@ def all_forgotten() -> Iterator[None]:
     gc.collect()
     yield
     checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to look
-    for name in ("_open", "_by_record", "_detached"):
+    for name in ("out", "_by_record", "_detached"):
         assert getattr(checkouts, name) == {}
 
 

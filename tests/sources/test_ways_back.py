@@ -41,7 +41,7 @@ def static(tmp_path: Path) -> Iterator[Engine]:
 def remembered() -> dict[str, int]:
     """Count what the source knows of connections."""
     checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count
-    counts = {name: len(getattr(checkouts, name)) for name in ("_open", "_by_record", "_detached")}
+    counts = {name: len(getattr(checkouts, name)) for name in ("out", "_by_record", "_detached")}
     return {name: count for name, count in counts.items() if count}
 
 

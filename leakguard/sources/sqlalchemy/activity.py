@@ -7,14 +7,12 @@ SQLAlchemy's that executes it is on the stack of its thread or of its greenlet.
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Collection
 from functools import lru_cache
 from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
-
-from sqlalchemy.engine import Connection, Engine
+from weakref import ref
 
 from leakguard.core.clock import monotonic
 from leakguard.core.scope import scopes_around
@@ -38,38 +36,37 @@ if TYPE_CHECKING:
 class Execution:
     """The execution of a statement, known by the frame that it runs in."""
 
-    __slots__ = ("_code", "_context", "_frame", "_greenlet", "_position", "_thread", "began")
+    _position: object = None
+    """How far its rows were read when this was last asked."""
 
     def __init__(self, context: Any, frame: FrameType) -> None:  # noqa: ANN401  (of any dialect)
         """Take SQLAlchemy's execution context, and the frame of its that calls the event."""
         self.began = monotonic()
         """When it began; seconds of `time.monotonic()`."""
-        self._context = weakref.ref(context)
+        self._context = ref(context)
         self._frame = id(frame)
         self._code = frame.f_code
-        self._thread = get_ident()
-        self._greenlet = current_greenlet()
-        self._position: object = None
+        self._greenlet = ref(current_greenlet())
+        self.thread = thread = get_ident()
+        """The thread that it runs in."""
+        if len(_latest) > _LATEST_LIMIT:  # threads that have ended are never taken out one by one
+            _latest.clear()
+        _latest[thread] = self
 
     @property
     def running(self) -> bool:
         """Whether it runs: the frame is on the stack, and is not that of a later one."""
-        thread = thread_stack(self._thread)
-        if self._greenlet is not None:
-            greenlet = self._greenlet()
-            if greenlet is None or greenlet.dead:
-                return False
+        greenlet = self._greenlet()
+        if greenlet is None or greenlet.dead:
+            return False
+        thread = thread_stack(self.thread)
+        if greenlet.parent is not None:
             return is_on_stack(self._frame, self._code, greenlet_stack(greenlet) or thread)
         # The frame of the next statement of the thread may well get the same address.
-        latest = _latest.get(self._thread)
+        latest = _latest.get(self.thread)
         if latest is not self and latest is not None and latest._frame == self._frame:  # noqa: SLF001
             return False
         return is_on_stack(self._frame, self._code, thread)
-
-    @property
-    def thread(self) -> int:
-        """The thread that it runs in."""
-        return self._thread
 
     @property
     def streams(self) -> bool:
@@ -102,7 +99,7 @@ def _streams(context: Any) -> bool:  # noqa: ANN401  (of any dialect)
         return True
     # SQLite has no such cursors: its rows are always computed as they are read.
     options = context.execution_options
-    return context.dialect.name == "sqlite" and bool(_STREAMING.intersection(options))
+    return context.dialect.name == "sqlite" and not _STREAMING.isdisjoint(options)
 
 
 _STREAMING: Final = frozenset({"yield_per", "stream_results"})
@@ -112,32 +109,6 @@ _STREAMING: Final = frozenset({"yield_per", "stream_results"})
 _latest: Final[dict[int, Execution]] = {}
 """By thread, the execution that began last in it."""
 _LATEST_LIMIT: Final = 10_000
-
-
-def begin_execution(context: Any, frame: FrameType) -> Execution:  # noqa: ANN401  (of any dialect)
-    """Note that a statement begins."""
-    if len(_latest) > _LATEST_LIMIT:  # threads that have ended are never taken out one by one
-        _latest.clear()
-    execution = _latest[get_ident()] = Execution(context, frame)
-    return execution
-
-
-def taken_by_connection(frame: FrameType | None) -> bool:
-    """Return whether a `Connection` is what checks out on the stack; its code asks the engine."""
-    for _ in range(_NEAR):
-        if frame is None:
-            return False
-        if frame.f_code is _RAW_CONNECTION:
-            caller = frame.f_back
-            return caller is not None and caller.f_code is _CONNECTION_INIT
-        frame = frame.f_back
-    return False
-
-
-_NEAR: Final = 12
-"""How many frames to look through: SQLAlchemy's and leakguard's own are eight."""
-_RAW_CONNECTION: Final = Engine.raw_connection.__code__
-_CONNECTION_INIT: Final = Connection.__init__.__code__
 
 
 def is_in_database(stack: Stack) -> bool:

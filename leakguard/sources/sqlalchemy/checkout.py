@@ -21,11 +21,12 @@ from leakguard.sources.sqlalchemy.drivers import (
 from leakguard.sources.sqlalchemy.pools import PoolFacts, pool_fill
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.pool import PoolProxiedConnection
 
     from leakguard.core.callsite import CallSite
     from leakguard.core.stacks import Stack
-    from leakguard.sources.sqlalchemy.refs import IdRef
 
 
 class SessionUse(NamedTuple):
@@ -49,34 +50,26 @@ class SessionUse(NamedTuple):
 class Checkout(ConnectionHold):
     """A connection of an SQLAlchemy pool."""
 
-    __slots__ = (
-        "by_connection",
-        "detached_id",
-        "execution",
-        "facts",
-        "open_checkouts",
-        "record_id",
-        "ref",
-        "streams",
-        "uses",
-    )
-    ref: IdRef[PoolProxiedConnection]
+    ref: Callable[[], PoolProxiedConnection | None]
+    """Gives the proxy, of which it is a weak reference; `None` once it has come back."""
     facts: PoolFacts
     record_id: int
     """The `id()` of the pool's entry: two checkouts with the same one are one connection. It is 0
     once that connection has left the pool."""
-    detached_id: int | None
+    proxy_id: int
+    """The `id()` of the proxy."""
+    out: dict[int, Checkout]
+    """All checkouts of the process, of every pool, by the `id()` of their proxies."""
+    detached_id: int | None = None
     """The `id()` of the driver's connection once it has left its pool for good."""
-    open_checkouts: dict[int, Checkout]
-    """All of the process, of every pool, by the `id()` of their proxies."""
-    by_connection: bool
+    by_connection = False
     """Whether a `Connection` of SQLAlchemy's took it, a session's included, and no code that has
     the driver's connection to itself."""
-    execution: Execution | None
+    execution: Execution | None = None
     """That of the statement that began last, where the settings want to know."""
-    streams: tuple[Execution, ...]
+    streams: tuple[Execution, ...] = ()
     """Those whose rows the database hands out as they are read, and may still be read."""
-    uses: tuple[SessionUse, ...]
+    uses: tuple[SessionUse, ...] = ()
     """That of who took it, and those that sessions began meanwhile; empty where there was none."""
 
     @property
@@ -108,13 +101,11 @@ class Checkout(ConnectionHold):
         proxy = self.ref()
         return proxy is not None and is_active(proxy.driver_connection)
 
-    def began(self, execution: Execution) -> None:
-        """Note that a statement begins."""
-        self.execution = execution
-        self.used_monotonic = execution.began
+    def note_stream(self, execution: Execution) -> None:
+        """Keep an execution while its rows may be read, if the database waits for that."""
         if execution.streams:
-            streams = [one for one in self.streams if one.may_be_read]
-            self.streams = (*streams, execution)
+            before = [one for one in self.streams if one.may_be_read]
+            self.streams = (*before, execution)
 
     def _stream_moved(self) -> bool:
         moved = [stream.has_moved() for stream in self.streams]  # each is to be asked
@@ -131,7 +122,7 @@ class Checkout(ConnectionHold):
 
     @property
     def used_elsewhere(self) -> bool:
-        others = [hold for hold in self.open_checkouts.copy().values() if hold is not self]
+        others = [hold for hold in self.out.copy().values() if hold is not self]
         executions = [hold.execution for hold in others]
         if works_in_other_threads({one.thread for one in executions if one is not None}):
             return True
@@ -150,10 +141,10 @@ class Checkout(ConnectionHold):
             return None
         site = self.created_at or self.acquired_at
         # Not among all that the guard has open: there may be thousands of sessions.
-        out_of_any: list[Checkout] = list(self.open_checkouts.copy().values())
+        every: list[Checkout] = list(self.out.copy().values())
         of_pool = [
             hold
-            for hold in out_of_any
+            for hold in every
             if hold.facts is self.facts and self.guard.has(hold) and hold.open
         ]
         same_line = sum((hold.created_at or hold.acquired_at) == site for hold in of_pool)
@@ -165,7 +156,7 @@ class Checkout(ConnectionHold):
     @property
     def used_before(self) -> bool:
         """Whether somebody else has it, too: asked as a session begins to use it."""
-        proxy: Any = self.ref() if self.facts.nests else None
+        proxy: Any = self.ref()
         return proxy is not None and proxy._counter > 1  # noqa: SLF001  (no public way; tested)
 
     def use_also(self, session: SessionHold, site: CallSite | None) -> None:

@@ -9,20 +9,23 @@ from __future__ import annotations
 import sys
 import weakref
 from functools import partial
-from types import FrameType
+from sys import modules
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
 
-from leakguard.core.callsite import capture
+from leakguard.core.callsite import locate
 from leakguard.core.holder import current_holder
 from leakguard.core.lifespan import in_lifespan
+from leakguard.core.lock import LOCK
 from leakguard.core.scope import current_scope
 from leakguard.core.tasks import running_loop
 from leakguard.core.watch import WATCH
-from leakguard.sources.sqlalchemy.activity import begin_execution, taken_by_connection
+from leakguard.sources.sqlalchemy.activity import Execution
 from leakguard.sources.sqlalchemy.checkout import Checkout
+from leakguard.sources.sqlalchemy.frames import checkout_frame
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.guards import Guards
 from leakguard.sources.sqlalchemy.listeners import Listener, report_fault
@@ -33,10 +36,11 @@ from leakguard.sources.sqlalchemy.pools import (
     pool_facts,
     pool_of,
 )
-from leakguard.sources.sqlalchemy.refs import IdRef
-from leakguard.sources.tracing import note_span
+from leakguard.sources.tracing import TRACING, note_span
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
@@ -59,17 +63,18 @@ class Checkouts:
 
     def __init__(self, guards: Guards) -> None:
         self._guards = guards
-        self._open: dict[int, Checkout] = {}
+        self.out: dict[int, Checkout] = {}
+        """Every connection that is out of its pool, by the `id()` of its proxy."""
         self._by_record: dict[int, Checkout] = {}
         self._detached: dict[int, tuple[Checkout, ...]] = {}
         self._pools: dict[int, PoolFacts] = {}
+        self._reset_awaited: weakref.WeakSet[Pool] = weakref.WeakSet()
         self.listeners: tuple[Listener, ...] = (
             (Pool, "connect", self._on_connect),
             (Pool, "checkout", self._on_checkout),
             (Pool, "checkin", self._on_checkin),
             (Pool, "close", self._on_close),
             (Pool, "detach", self._on_detach),
-            (Pool, "reset", self._on_reset),
             (StaticPool, "reset", self._on_static_reset),
             (StaticPool, "invalidate", self._on_static_invalidate),
         )
@@ -81,26 +86,16 @@ class Checkouts:
             (Engine, "do_execute_no_params", self._on_statement),
         )
 
-    def of(self, connection: Connection) -> Checkout | None:
-        """Return the checkout that a `Connection` works with, if a guard watches it."""
-        # Asked for its proxy, an invalidated one raises or checks out anew.
-        if connection.invalidated:
-            return None
-        return self._open.get(id(connection.connection))
-
-    def owner_of(self, pool: Pool, proxy: PoolProxiedConnection | None) -> Owner | None:
-        """Return whose a checkout is; `proxy` is `None` for one that failed."""
-        hold = None if proxy is None else self._open.get(id(proxy))
-        if hold is not None:
-            return Owner(hold.guard, hold.scope, hold.pool)
+    def owner_of(self, pool: Pool) -> Owner | None:
+        """Return whose a checkout is that the pool has yet to give."""
         guard, scope = self._guards.guard_for(current_scope.get(), pool)
         if guard is None:
             return None
-        return Owner(guard, scope, self._facts_of(pool, sys._getframe(1), guard).name)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        return Owner(guard, scope, self._facts_of(pool, guard).name)
 
     def of_pool(self, pool: Pool) -> list[Checkout]:
         """List the connections of a pool that are out of it, whatever guard watches them."""
-        checkouts: list[Checkout] = list(self._open.copy().values())
+        checkouts: list[Checkout] = list(self.out.copy().values())
         of_pool = [hold for hold in checkouts if hold.facts.ref() is pool]
         return [hold for hold in of_pool if hold.detached_id is None and hold.open]
 
@@ -122,7 +117,7 @@ class Checkouts:
             self.share_out()
         else:  # whatever happens from now on is not heard
             self.forget_pools()
-        for holds in (self._open, self._by_record):
+        for holds in (self.out, self._by_record):
             for key, hold in holds.copy().items():
                 if hold.guard is guard:
                     holds.pop(key, None)
@@ -132,7 +127,7 @@ class Checkouts:
 
     def forget_parent(self) -> None:
         """Know nothing of what was out at a fork: this is its child."""
-        for known in (self._open, self._by_record, self._detached):
+        for known in (self.out, self._by_record, self._detached):
             known.clear()
         self.forget_pools()
 
@@ -149,7 +144,7 @@ class Checkouts:
         try:
             pool = pool_of(record)
             guard, _ = self._guards.guard_for(current_scope.get(), pool)
-            self._facts_of(pool, sys._getframe(1), guard)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            self._facts_of(pool, guard)
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
@@ -172,7 +167,15 @@ class Checkouts:
         proxy: PoolProxiedConnection,
     ) -> None:
         try:
-            self._checked_out(record, proxy)
+            known = self.out.get(id(proxy))
+            if known is not None and known.ref() is proxy:
+                # Checked out again, after another listener asked for a reconnect. Of a shared
+                # connection all checkouts have ended with that.
+                known.facts.ledger.taken(known.record_id)
+                return
+            guard, scope = self._guards.guard_for(current_scope.get(), _pool_of(proxy))
+            if guard is not None:
+                self._checked_out(record, proxy, guard, scope)
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
@@ -181,12 +184,13 @@ class Checkouts:
         dbapi_connection: DBAPIConnection | None,
         record: ConnectionPoolEntry,
     ) -> None:
-        hold = self._by_record.pop(id(record), None)
+        number = id(record)
+        hold = self._by_record.pop(number, None)
         try:
             facts = self._known_facts(record) if hold is None else hold.facts
             # Invalidated, it has no connection; of a shared one the event tells nothing.
             if facts is not None and not facts.shares and dbapi_connection is not None:
-                facts.ledger.returned(id(record))
+                facts.ledger.returned(number)
         except Exception as error:  # noqa: BLE001  (raising here loses the connection)
             report_fault(error)
         # The finalizer of a collected proxy has run before, and has said all there is to say.
@@ -200,6 +204,7 @@ class Checkouts:
                 facts.ledger.gone(id(record))
             hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
             if hold is not None and not hold.collected:
+                self._await_reset(pool_of(record))
                 hold.detached_id = id(dbapi_connection)
                 leaving = (hold, *self._sharing(hold))
                 self._detached[hold.detached_id] = leaving
@@ -207,6 +212,24 @@ class Checkouts:
                     one.record_id = 0
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
+
+    def _await_reset(self, pool: Pool) -> None:
+        """Listen to the end of a pool's detached connections, which few pools ever have.
+
+        A listener for all would cost every return as much as all else that is done there.
+        """
+        with LOCK:
+            if pool not in self._reset_awaited:
+                self._reset_awaited.add(pool)
+                event.listen(pool, "reset", self._on_reset)
+
+    def ignore_resets(self) -> None:
+        """Take the listeners to the end of detached connections out of their pools."""
+        with LOCK:
+            for pool in list(self._reset_awaited):
+                if event.contains(pool, "reset", self._on_reset):
+                    event.remove(pool, "reset", self._on_reset)
+            self._reset_awaited.clear()
 
     def _on_reset(
         self,
@@ -254,60 +277,55 @@ class Checkouts:
         if context is None:  # SQLAlchemy's own, not made through a `Connection`
             return
         try:
-            hold = self.of(context.root_connection)
-            if hold is None:
+            hold = self.out.get(id(context.root_connection._dbapi_connection))  # noqa: SLF001  (no public way; tested)
+            if hold is None or not hold.guard.follows_statements:
                 return
-            settings = hold.guard.settings
-            if not settings.follow_statements:
-                return
-            frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            hold.began(begin_execution(context, frame))
-            if settings.statements:
+            execution = hold.execution = Execution(context, sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            hold.used_monotonic = execution.began
+            if context._is_server_side or hold.facts.is_sqlite:  # noqa: SLF001  (no public way; tested)
+                hold.note_stream(execution)
+            if hold.guard.settings.statements:
                 long = len(statement) > _STATEMENT_LIMIT
                 hold.statement_text = f"{statement[:_STATEMENT_LIMIT]}…" if long else statement
-                if hold.scope is not None:
+                if hold.scope is not None and hold.scope.event_log is not None:
                     hold.scope.event_log.add("statement executed")
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
     # --- out and back -----------------------------------------------------------------------------
 
-    def _checked_out(self, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
-        known = self._open.get(id(proxy))
-        if known is not None and known.ref() is proxy:
-            # Checked out again, after another listener asked for a reconnect. Of a shared
-            # connection all checkouts have ended with that.
-            known.facts.ledger.taken(known.record_id)
-            return
+    def _checked_out(
+        self,
+        record: ConnectionPoolEntry,
+        proxy: PoolProxiedConnection,
+        guard: Guard,
+        scope: Scope | None,
+    ) -> None:
         pool = _pool_of(proxy)
-        guard, scope = self._guards.guard_for(current_scope.get(), pool)
-        if guard is None:
-            return
-        # The caller's frame: a variable with the own one would be a cycle that keeps the proxy.
-        frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        facts = self._facts_of(pool, frame, guard)
+        facts = self._pools.get(id(pool))
+        if facts is None or facts.engine is None or facts.ref() is not pool:
+            facts = self._facts_of(pool, guard)
+        frame, by_connection = checkout_frame()
         opener = None if scope is None else scope.opener
-        site = capture(frame, guard.settings.frames, parent_stacks, opener)
-        hold = Checkout(guard, facts.name, scope, site)
+        site, nearest = locate(frame, guard.settings.frames, parent_stacks, opener)
+        hold = Checkout(guard, scope, site, facts.name)
         hold.facts = facts
         hold.asynchronous = facts.is_async
+        hold.by_connection = by_connection
+        hold.out = self.out
         hold.record_id = id(record)
-        hold.detached_id = None
-        hold.uses = ()
-        hold.open_checkouts = self._open
-        hold.execution = None
-        hold.streams = ()
-        # Needed for `held` alone, and it costs a walk.
-        hold.by_connection = guard.settings.held_after is None or taken_by_connection(frame)
-        hold.ref = IdRef(proxy, self._proxy_gone)
+        hold.proxy_id = number = id(proxy)
+        hold.ref = weakref.ref(proxy, partial(self._proxy_gone, number))
         if scope is None:
-            hold.holder = current_holder(None)
+            hold.holder = current_holder(None, nearest)
             hold.lifelong = in_lifespan()
         else:
-            note_span(scope)
-            self.place(hold, scope)
+            # Where the scope has a session, it was looked for at the construction of that.
+            if TRACING in modules and not scope.open_sessions:
+                note_span(scope)
+            self.place(hold, scope, nearest)
             hold.sync_in_async = not facts.is_async and running_loop() is not None
-        self._open[hold.ref.id] = hold
+        self.out[number] = hold
         if facts.shares:  # the record does not tell which of them is meant
             facts.ledger.opened(hold.record_id)
             WATCH.post(partial(self._recount_shared, facts))
@@ -316,15 +334,21 @@ class Checkouts:
             facts.ledger.taken(hold.record_id)
         guard.acquired(hold)
 
-    def place(self, hold: Checkout, scope: Scope) -> None:
-        """Note who acquired `hold` in `scope`, and what the scope had by then."""
-        hold.holder = current_holder(scope)
-        other = _beside(hold, scope.open_connections)
-        hold.nested = other is not None
-        hold.already_held_at = None if other is None else other.site
+    def place(self, hold: Checkout, scope: Scope, frame: FrameType | None = None) -> None:
+        """Note who acquired `hold` in `scope`, and what the scope had by then.
 
-    def _facts_of(self, pool: Pool, frame: FrameType | None, guard: Guard | None) -> PoolFacts:
+        `frame` is one of whoever acquired it.
+        """
+        hold.holder = current_holder(scope, frame)
+        connections = scope.open_connections
+        other = _beside(hold, connections) if connections else None
+        if other is not None:
+            hold.nested = True
+            hold.already_held_at = other.site
+
+    def _facts_of(self, pool: Pool, guard: Guard | None) -> PoolFacts:
         known = self._pools.get(id(pool))
+        frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         if known is not None and known.ref() is pool:
             if known.engine is None:  # it was used without, as for a warm-up
                 known.look_for_engine(frame)
@@ -365,10 +389,11 @@ class Checkouts:
                 ledger.gone(record)
 
     def _came_back(self, hold: Checkout) -> None:
-        self._open.pop(hold.ref.id, None)
-        if hold.facts.shares:
-            WATCH.post(partial(self._recount_shared, hold.facts))
+        self.out.pop(hold.proxy_id, None)
+        hold.ref = _nothing  # the proxy may be collected from now on
         try:
+            if hold.facts.shares:
+                WATCH.post(partial(self._recount_shared, hold.facts))
             if hold.session is not None:
                 hold.session.returns += 1
             hold.guard.released(hold)
@@ -383,7 +408,7 @@ class Checkouts:
 
     def _of_shared(self, record_id: int) -> list[Checkout]:
         """List the checkouts of a connection that several share: closed, all of them are."""
-        checkouts = self._open.copy().values()
+        checkouts = self.out.copy().values()
         return [one for one in checkouts if one.facts.shares and one.record_id == record_id]
 
     def _handled_by_caller(self) -> Checkout | None:
@@ -391,14 +416,14 @@ class Checkouts:
         frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         proxies = (one for one in at_work(frame) if isinstance(one, PoolProxiedConnection))
         proxy = next(proxies, None)
-        hold = self._open.get(id(proxy))
+        hold = self.out.get(id(proxy))
         # It is another proxy where a collected one is cleaned up after.
         return hold if hold is not None and hold.ref() is proxy else None
 
-    def _proxy_gone(self, ref: IdRef[Any]) -> None:
+    def _proxy_gone(self, number: int, _: object) -> None:
         """Run as a finalizer: at any point of any code, without a lock and with few allocations."""
         # The number is free for another object only after this, so that the entry is its own.
-        hold = self._open.pop(ref.id, None)
+        hold = self.out.pop(number, None)
         if hold is not None and hold.released_monotonic is None:
             if hold.detached_id is not None:
                 self._detached.pop(hold.detached_id, None)
@@ -409,6 +434,10 @@ class Checkouts:
 
 _STATEMENT_LIMIT: Final = 4000
 """How many characters of a statement are kept; one with many values in it may have millions."""
+
+
+def _nothing() -> None:
+    """Stand for a reference to a proxy that has nothing any more."""
 
 
 def _pool_of(proxy: Any) -> Pool:  # noqa: ANN401  (its class has no public name)

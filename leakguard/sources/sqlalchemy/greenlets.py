@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
@@ -16,21 +15,30 @@ def _greenlet_module() -> Any:  # noqa: ANN401  (a module, or nothing)
         return None
 
 
-_getcurrent: Final[Callable[[], Any] | None] = getattr(_greenlet_module(), "getcurrent", None)
+class _Thread:
+    """What runs where there are no greenlets: the thread, which hangs from no other stack."""
+
+    parent = None
+    dead = False
+
+
+_THREAD: Final = _Thread()
+
+
+def current_greenlet_of(module: Any) -> Callable[[], Any]:  # noqa: ANN401  (a module, or nothing)
+    """Return the function that `current_greenlet` is, by whether there is the module."""
+    get: Callable[[], Any] = getattr(module, "getcurrent", lambda: _THREAD)
+    return get
+
+
+current_greenlet: Final[Callable[[], Any]] = current_greenlet_of(_greenlet_module())
+"""Returns the greenlet that runs now. The one that has no `parent` is its thread."""
 
 
 def parent_stacks() -> Iterator[FrameType]:
     """Return the innermost frames of the stacks that the current one hangs from."""
-    parent = None if _getcurrent is None else _getcurrent().parent
+    parent = current_greenlet().parent
     while parent is not None:
         if parent.gr_frame is not None:
             yield parent.gr_frame
         parent = parent.parent
-
-
-def current_greenlet() -> weakref.ref[Any] | None:
-    """Return a reference to the greenlet that runs now; `None` for the main one of a thread."""
-    if _getcurrent is None:
-        return None
-    greenlet = _getcurrent()
-    return None if greenlet.parent is None else weakref.ref(greenlet)

@@ -38,6 +38,11 @@ class Guards:
         """Whether one of them needs to know of statements."""
         return any(guard.settings.follow_statements for guard in self._guards)
 
+    @property
+    def choose_engines(self) -> bool:
+        """Whether one of them watches some engines only."""
+        return bool(self._watched)
+
     def add(self, guard: Guard) -> None:
         """Take a guard in."""
         if guard.settings.engines is not None:
@@ -56,6 +61,8 @@ class Guards:
 
         The pool of a session is `None` where it has no engine of its own.
         """
+        if scope is not None and scope.guard.watches_all:  # of most programs
+            return scope.guard, scope
         while scope is not None:
             guard = scope.guard
             if guard.installed and self.watches(guard, pool):

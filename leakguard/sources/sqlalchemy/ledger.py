@@ -112,5 +112,6 @@ class Ledger:
 
     def _tell(self, change: PoolChange) -> None:
         guard = self._guard
-        if guard is not None:
-            guard.pool_changed(change)
+        tell = None if guard is None else guard.observers.pool_changed
+        if tell is not None:
+            tell(change)

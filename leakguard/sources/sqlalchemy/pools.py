@@ -29,6 +29,7 @@ class PoolFacts:
     ref: weakref.ref[Pool]
     name: str
     is_async: bool
+    is_sqlite: bool
     shares: bool
     """Whether all its checkouts are one and the same connection (`StaticPool`)."""
     nests: bool
@@ -69,6 +70,7 @@ def pool_facts(
         ref=weakref.ref(pool),
         name=name,
         is_async=is_async(pool),
+        is_sqlite=getattr(pool._dialect, "name", None) == "sqlite",  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
         shares=isinstance(pool, StaticPool),
         nests=isinstance(pool, SingletonThreadPool),
         engine=None if engine is None else weakref.ref(engine),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.orm import Session
 
 from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.guards import Guards
@@ -46,6 +47,7 @@ class SQLAlchemySource:
         if not self._in_place:
             self._in_place = True
             _listen(self._checkouts.listeners + self._sessions.listeners)
+            Session._leakguard_hold = None  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]  # until a session has one
             for patch in self._patches:
                 patch.place()
         self._guards.add(guard)
@@ -67,7 +69,6 @@ class SQLAlchemySource:
         """
         self._guards.remove(guard)
         self._checkouts.forget(guard)
-        self._sessions.forget(guard)
 
     def tidy(self) -> None:
         """Take out of SQLAlchemy what no guard needs."""
@@ -76,7 +77,9 @@ class SQLAlchemySource:
             self._in_place = False
             for patch in reversed(self._patches):
                 patch.remove()
+            del Session._leakguard_hold  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]  # as it was found
             _ignore(self._checkouts.listeners + self._sessions.listeners)
+            self._checkouts.ignore_resets()
 
     def forget_parent(self) -> None:
         """Know nothing of the connections of the parent: this is the child of a fork."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool
@@ -27,9 +27,9 @@ from leakguard.core.survey import Waiter, survey
 from leakguard.core.tasks import running_loop
 from leakguard.core.workers import Workers
 from leakguard.sources.anyio import thread_limit
-from leakguard.sources.patch import Patch
+from leakguard.sources.patch import Patch, Placement
 from leakguard.sources.sqlalchemy.activity import waits_for_pool
-from leakguard.sources.sqlalchemy.checkouts import Checkouts
+from leakguard.sources.sqlalchemy.checkouts import Checkouts, Owner
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet, parent_stacks
 from leakguard.sources.sqlalchemy.listeners import report_fault
 from leakguard.sources.sqlalchemy.pools import is_async, pool_fill, pool_limits
@@ -37,7 +37,6 @@ from leakguard.sources.tracing import note_span
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from weakref import ref
 
     from sqlalchemy.pool import PoolProxiedConnection
 
@@ -54,7 +53,7 @@ class _UnderWay(NamedTuple):
     began: float
     scope: Scope | None
     thread: int
-    greenlet: ref[Any] | None
+    greenlet: ref[Any]
 
 
 class _Survey(NamedTuple):
@@ -72,65 +71,68 @@ class Waits:
 
     def __init__(self, checkouts: Checkouts) -> None:
         self._checkouts = checkouts
-        self._under_way: dict[object, _UnderWay] = {}
+        self._under_way: dict[int, tuple[int, float, Scope | None, int, ref[Any]]] = {}
         self._surveys: WeakKeyDictionary[Pool, _Survey] = WeakKeyDictionary()
         self._explained: WeakSet[PoolTimeoutError] = WeakSet()
         self.patches = (Patch(Pool, "connect", self._wrap_connect),)
 
     def _wrap_connect(
-        self, original: Callable[[Pool], PoolProxiedConnection]
+        self, original: Callable[[Pool], PoolProxiedConnection], placement: Placement
     ) -> Callable[[Pool], PoolProxiedConnection]:
-        under_way = self._under_way
+        under_way, timed_out = self._under_way, self._timed_out
+        out = self._checkouts.out
 
-        def connect(pool: Pool) -> PoolProxiedConnection:
-            key = object()
+        def connect(self: Pool) -> PoolProxiedConnection:
+            if not (placement.active or placement.resume()):
+                return original(self)
             began = monotonic()
-            under_way[key] = _UnderWay(
-                id(pool), began, current_scope.get(), get_ident(), current_greenlet()
-            )
+            # Not yet an `_UnderWay`, which takes as long to make as all the rest of this.
+            waiting = (id(self), began, current_scope.get(), get_ident(), ref(current_greenlet()))
+            number = id(waiting)
+            under_way[number] = waiting
             try:
-                proxy = original(pool)
+                proxy = original(self)
             except PoolTimeoutError as error:
-                # Not that of another pool, which somebody asked in order to connect.
-                if error not in self._explained:
-                    self._explained.add(error)
-                    self._tell(pool, None, began)
-                    self._explain(pool, error, began)
+                timed_out(self, error, began)
                 raise
             finally:
-                under_way.pop(key, None)
-            self._tell(pool, proxy, began)
+                under_way.pop(number, None)
+            hold = out.get(id(proxy))
+            if hold is not None:
+                tell = hold.guard.observers.waited
+                if tell is not None:
+                    tell(Wait(hold.pool, monotonic() - began, timed_out=False))
             return proxy
 
         return connect
 
-    def _tell(self, pool: Pool, proxy: PoolProxiedConnection | None, began: float) -> None:
+    def _timed_out(self, pool: Pool, error: PoolTimeoutError, began: float) -> None:
+        # Not that of another pool, which somebody asked in order to connect.
+        if error in self._explained:
+            return
+        self._explained.add(error)
         try:
-            owner = self._checkouts.owner_of(pool, proxy)
+            owner = self._checkouts.owner_of(pool)
             if owner is not None:
-                owner.guard.waited(Wait(owner.pool, monotonic() - began, proxy is None))
-        except Exception as error:  # noqa: BLE001  (the caller must not notice)
-            report_fault(error)
-
-    def _explain(self, pool: Pool, error: PoolTimeoutError, began: float) -> None:
-        """Add to the error who has the connections, and tell the guard."""
-        try:
-            owner = self._checkouts.owner_of(pool, None)
-            if owner is not None:
-                frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-                waited = monotonic() - began
-                if owner.scope is not None:
-                    note_span(owner.scope)
-                loop = None if is_async(pool) else running_loop()
-                exhaustion = replace(
-                    self._survey(pool, owner.guard, frame),
-                    blocks_loop=loop is not None and self._needs(pool, loop),
-                    threads=thread_limit(),
-                )
-                finding = owner.guard.exhausted(exhaustion, owner.scope, owner.pool, waited)
-                error.add_note(str(finding))
+                owner.guard.waited(Wait(owner.pool, monotonic() - began, timed_out=True))
+                self._explain(pool, owner, error, began)
         except Exception as fault:  # noqa: BLE001  (the caller must get its own error)
             report_fault(fault)
+
+    def _explain(self, pool: Pool, owner: Owner, error: PoolTimeoutError, began: float) -> None:
+        """Add to the error who has the connections, and tell the guard."""
+        frame = sys._getframe(3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        waited = monotonic() - began
+        if owner.scope is not None:
+            note_span(owner.scope)
+        loop = None if is_async(pool) else running_loop()
+        exhaustion = replace(
+            self._survey(pool, owner.guard, frame),
+            blocks_loop=loop is not None and self._needs(pool, loop),
+            threads=thread_limit(),
+        )
+        finding = owner.guard.exhausted(exhaustion, owner.scope, owner.pool, waited)
+        error.add_note(str(finding))
 
     def _needs(self, pool: Pool, loop: AbstractEventLoop) -> bool:
         """Return whether somebody has a connection and needs the loop to go on."""
@@ -164,8 +166,9 @@ class Waits:
         self, pool: Pool, frames: int, frame: FrameType, workers: Workers
     ) -> Iterator[Waiter]:
         now = monotonic()
-        own = get_ident(), current_greenlet()
-        under_way = [one for one in self._under_way.copy().values() if one.pool == id(pool)]
+        own = get_ident(), ref(current_greenlet())
+        every = [_UnderWay(*one) for one in self._under_way.copy().values()]
+        under_way = [one for one in every if one.pool == id(pool)]
         for number, one in enumerate(under_way):
             if (one.thread, one.greenlet) == own:
                 opener = None if one.scope is None else one.scope.opener
@@ -181,11 +184,13 @@ class Waits:
 
 
 def _stack_of(waiting: _UnderWay, workers: Workers) -> Stack:
-    if waiting.greenlet is None:
-        return thread_stack(waiting.thread)
     greenlet = waiting.greenlet()
-    stack = [] if greenlet is None else greenlet_stack(greenlet)
-    if not stack or waiting.scope is None:  # it runs, or has ended by now, or is nobody's
+    if greenlet is None:  # it has ended by now
+        return []
+    if greenlet.parent is None:
+        return thread_stack(waiting.thread)
+    stack = greenlet_stack(greenlet)
+    if not stack or waiting.scope is None:  # it runs, or is nobody's
         return stack
     return workers.stack_through(waiting.scope, stack[0])
 
