@@ -1,28 +1,37 @@
 """The Prometheus observer: what is found, held, waited for and out, as metrics.
 
-The metrics change when something happens, not when they are scraped, which is what the
-client's multiprocess mode needs.
+The metrics change by what happens, not by what there is when they are scraped, which is what the
+client's multiprocess mode needs. What happens in every request is written down there, and counted a
+moment later with all that happened in the meantime, or when the metrics are scraped: to have the
+client count it at once would take as long as all that led to it.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import weakref
-from collections.abc import Awaitable, Callable
+from bisect import bisect_left
+from collections import Counter as TallyCounter
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import prometheus_client
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
-from leakguard.core.hold import ConnectionHold
+from leakguard.core.clock import monotonic
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
 from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS
 from leakguard.core.unresolved import UnresolvedLeaks
+from leakguard.core.watch import WATCH
 from leakguard.exceptions import SettingsError
 
 if TYPE_CHECKING:
@@ -33,7 +42,7 @@ if TYPE_CHECKING:
     from leakguard.core.scope import Scope
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
-Inc = Callable[[float], None]
+T = TypeVar("T")
 
 _client: Final[Any] = prometheus_client
 _multiprocess: Final[Any] = multiprocess
@@ -94,25 +103,148 @@ class Metrics:
             registry=None,
         )
 
-    def register(self, registry: CollectorRegistry) -> None:
-        """Add all of them to a registry, or none; raise `ValueError` where one is there already."""
-        added: list[MetricWrapperBase] = []
-        try:
-            for metric in vars(self).values():
-                registry.register(metric)
-                added.append(metric)
-        except ValueError:
-            for metric in added:
-                registry.unregister(metric)
-            raise
-
 
 def _gauge(name: str, documentation: str, *labels: str) -> Gauge:
     """Make a gauge; in multiprocess mode it is the sum over the processes that are alive."""
     return Gauge(name, documentation, labels, registry=None, multiprocess_mode="livesum")
 
 
-_METRICS: Final[weakref.WeakKeyDictionary[CollectorRegistry, Metrics]] = weakref.WeakKeyDictionary()
+class Counted(Collector):
+    """The metrics of a registry, and what is yet to be counted in them."""
+
+    def __init__(self) -> None:
+        self.metrics: Final = Metrics()
+        self._all: tuple[MetricWrapperBase, ...] = tuple(vars(self.metrics).values())
+        self.scopes: deque[tuple[str, int]] = deque()
+        """Types of scopes, and 1 for one that began or -1 for one that ended."""
+        self.changes: deque[PoolChange] = deque()
+        self.waits: deque[Wait] = deque()
+        self.returns: deque[_Return] = deque()
+        self._unrouted: list[_Return] = []
+        """Those before a router had said which route answers: to match all routes for it would cost
+        more than all the rest."""
+        self.planned = False
+        """Whether what is written down will be counted, so that nobody has to ask for it."""
+        _EVERY.add(self)
+
+    def plan(self) -> None:
+        """Have it counted in a moment."""
+        self.planned = True
+        if not WATCH.started:
+            WATCH.start()
+        WATCH.post_at(monotonic() + _LATER, self.count)
+
+    def count(self) -> None:
+        """Count what was written down."""
+        with LOCK:  # two at once would count in parts, and a scrape in between see one of them
+            self.planned = False  # first: whoever writes something down from now on plans anew
+            self._count_scopes()
+            self._count_connections()
+            self._observe_waits()
+            self._observe_returns()
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics, by all that happened until now."""
+        self.count()
+        for metric in self._all:
+            yield from metric.collect()
+
+    def describe(self) -> Iterator[Metric]:
+        """Give the names of the metrics."""
+        for metric in self._all:
+            yield from metric.describe()
+
+    def forget_parent(self) -> None:
+        """Count nothing that was written down before a fork: this is the child."""
+        self.planned = False
+        for written in (self.scopes, self.changes, self.waits, self.returns, self._unrouted):
+            written.clear()
+
+    def _count_scopes(self) -> None:
+        for (kind, change), times in tallied(self.scopes).items():
+            self.metrics.scopes.labels(kind).inc(times * change)
+
+    def _count_connections(self) -> None:
+        for (pool, idle, used, limit), times in tallied(self.changes).items():
+            connections = self.metrics.connections
+            if idle:
+                connections.labels(pool, "idle").inc(times * idle)
+            if used:
+                connections.labels(pool, "used").inc(times * used)
+            if limit:
+                self.metrics.limit.labels(pool).inc(times * limit)
+
+    def _observe_waits(self) -> None:
+        waits: defaultdict[str, list[float]] = defaultdict(list)
+        for wait in _drained(self.waits):
+            waits[wait.pool].append(wait.seconds)
+            if wait.timed_out:
+                self.metrics.timeouts.labels(wait.pool).inc()
+        for pool, seconds in waits.items():
+            observe_all(self.metrics.waits.labels(pool), seconds)
+
+    def _observe_returns(self) -> None:
+        returns = [*self._unrouted, *_drained(self.returns)]
+        self._unrouted.clear()
+        seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        for back in returns:
+            scope, pool, held_for = back
+            known = scope is None or scope.closed_at is not None or scope.route_known
+            if known or len(self._unrouted) >= _UNROUTED_LIMIT:
+                seconds[_route(scope), pool].append(held_for)
+            else:
+                self._unrouted.append(back)
+        for labels, held in seconds.items():
+            observe_all(self.metrics.held.labels(*labels), held)
+
+
+_Return = tuple["Scope | None", str, float]
+"""Of a connection that came back: its scope, its pool, and for how many seconds it was out."""
+
+_LATER: Final = 0.25
+"""Seconds until what is written down is counted, at most, where nobody asks for it."""
+_UNROUTED_LIMIT: Final = 1000
+
+_EVERY: Final[weakref.WeakSet[Counted]] = weakref.WeakSet()
+_COUNTED: Final[weakref.WeakKeyDictionary[CollectorRegistry, Counted]] = weakref.WeakKeyDictionary()
+
+
+def _count_all() -> None:
+    for counted in list(_EVERY):
+        counted.count()
+
+
+def _forget_parent() -> None:
+    for counted in list(_EVERY):
+        counted.forget_parent()
+
+
+# In multiprocess mode others show what this process has counted when it has ended.
+atexit.register(_count_all)
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=_forget_parent)
+
+
+def _drained(written: deque[T]) -> Iterator[T]:
+    """Take out what is there now; others go on to write at the other end."""
+    with suppress(IndexError):
+        for _ in range(len(written)):
+            yield written.popleft()
+
+
+def tallied(written: deque[T]) -> Mapping[T, int]:
+    """Take out what is there now, and say how often each of it was."""
+    return TallyCounter(_drained(written))
+
+
+def observe_all(histogram: Any, values: Iterable[float]) -> None:  # noqa: ANN401  (one of the client's, of whose parts its types say nothing)
+    """Observe many values at once, which the client does one by one."""
+    values = list(values)
+    bounds = histogram._upper_bounds  # noqa: SLF001  (no public way; tested)
+    histogram._sum.inc(sum(values))  # noqa: SLF001  (no public way; tested)
+    for bucket, times in TallyCounter(bisect_left(bounds, value) for value in values).items():
+        histogram._buckets[bucket].inc(times)  # noqa: SLF001  (no public way; tested)
 
 
 class Prometheus(Observer):
@@ -128,46 +260,38 @@ class Prometheus(Observer):
         these names already that are not leakguard's.
         """
         _check_registry(registry)
-        self._metrics: Final = _metrics_of(registry)
-        # Children by their label values, because looking one up takes longer than counting.
-        self._idle: dict[str, Inc] = {}
-        self._used: dict[str, Inc] = {}
-        self._held: dict[tuple[str, str], Inc] = {}
-        self._waits: dict[str, Inc] = {}
-        self._scopes: dict[str, Inc] = {}
-        self._unrouted: dict[Scope, list[tuple[str, float]]] = {}
-        """Pools and seconds of connections that came back before a router had said which route
-        answers: to match all routes for it would cost more than all the rest."""
+        self._counted: Final = _counted_in(registry)
         self._unresolved = UnresolvedLeaks(self._count_unresolved)
 
     def scope_opened(self, scope: Scope) -> None:
         """Count it as open."""
-        self._count_scope(scope, 1)
+        counted = self._counted
+        counted.scopes.append((scope.type, 1))
+        if not counted.planned:
+            counted.plan()
 
     def scope_closed(self, scope: Scope) -> None:
         """Count it as open no more."""
-        self._count_scope(scope, -1)
-        self._observe_unrouted(scope)
+        counted = self._counted
+        counted.scopes.append((scope.type, -1))
+        if not counted.planned:
+            counted.plan()
 
     def released(self, hold: Hold) -> None:
         """Observe how long the connection was out."""
         # One that is handed over to another guard is released there.
-        if not isinstance(hold, ConnectionHold) or hold.released_monotonic is None:
-            return
-        scope = hold.scope
-        if scope is None or _has_ended(scope) or scope.route_known:
-            self._observe(scope, hold.pool, hold.held_for)
-        else:
-            self._unrouted.setdefault(scope, []).append((hold.pool, hold.held_for))
-            if _has_ended(scope):  # in between, in another thread
-                self._observe_unrouted(scope)
+        if hold.resource == "connection" and hold.released_monotonic is not None:
+            counted = self._counted
+            counted.returns.append((hold.scope, hold.pool, hold.held_for))
+            if not counted.planned:
+                counted.plan()
 
     def found(self, finding: Finding) -> None:
         """Count it, and a leak as unresolved, too."""
         scope = finding.scope
         method = None if scope is None else scope.method
         labels = (finding.kind.value, method or _NONE, _route(scope), finding.pool or _NONE)
-        self._metrics.findings.labels(*labels).inc()
+        self._counted.metrics.findings.labels(*labels).inc()
         self._unresolved.found(finding)
 
     def resolved(self, finding: Finding) -> None:
@@ -177,75 +301,44 @@ class Prometheus(Observer):
     def uninstalled(self, guard: Guard) -> None:
         """Follow its leaks no more."""
         self._unresolved.forget(guard)
+        self._counted.count()  # who would do it later may go with the guard
 
     def pool_changed(self, change: PoolChange) -> None:
         """Count the connections in the pool and out of it."""
-        pool, idle, used, limit = change
-        if idle:
-            self._inc(self._idle, pool, "idle")(idle)
-        if used:
-            self._inc(self._used, pool, "used")(used)
-        if limit:
-            self._metrics.limit.labels(pool).inc(limit)
+        counted = self._counted
+        counted.changes.append(change)
+        if not counted.planned:
+            counted.plan()
 
     def waited(self, wait: Wait) -> None:
         """Observe how long a checkout took, or count that it timed out."""
-        if wait.timed_out:
-            self._metrics.timeouts.labels(wait.pool).inc()
-        observe = self._waits.get(wait.pool)
-        if observe is None:
-            observe = self._waits[wait.pool] = self._metrics.waits.labels(wait.pool).observe
-        observe(wait.seconds)
-
-    def _observe_unrouted(self, scope: Scope) -> None:
-        for pool, seconds in self._unrouted.pop(scope, ()):
-            self._observe(scope, pool, seconds)
-
-    def _observe(self, scope: Scope | None, pool: str, seconds: float) -> None:
-        key = (_route(scope), pool)
-        observe = self._held.get(key)
-        if observe is None:
-            observe = self._held[key] = self._metrics.held.labels(*key).observe
-        observe(seconds)
-
-    def _inc(self, known: dict[str, Inc], pool: str, state: str) -> Inc:
-        inc = known.get(pool)
-        if inc is None:
-            inc = known[pool] = self._metrics.connections.labels(pool, state).inc
-        return inc
-
-    def _count_scope(self, scope: Scope, change: int) -> None:
-        inc = self._scopes.get(scope.type)
-        if inc is None:
-            inc = self._scopes[scope.type] = self._metrics.scopes.labels(scope.type).inc
-        inc(change)
+        counted = self._counted
+        counted.waits.append(wait)
+        if not counted.planned:
+            counted.plan()
 
     def _count_unresolved(self, finding: Finding, change: int) -> None:
-        self._metrics.unresolved.labels(finding.pool or _NONE).inc(change)
+        self._counted.metrics.unresolved.labels(finding.pool or _NONE).inc(change)
 
 
-def _metrics_of(registry: CollectorRegistry) -> Metrics:
+def _counted_in(registry: CollectorRegistry) -> Counted:
     with LOCK:  # two at once would register the same metrics twice
-        metrics = _METRICS.get(registry)
-        if metrics is None:
-            metrics = Metrics()
+        counted = _COUNTED.get(registry)
+        if counted is None:
+            counted = Counted()
             try:
-                metrics.register(registry)
+                registry.register(counted)
             except ValueError as error:
                 allowed = f"must not have metrics of the same names already: {error}"
                 raise SettingsError("registry", registry, allowed) from error
-            _METRICS[registry] = metrics
-        return metrics
+            _COUNTED[registry] = counted
+        return counted
 
 
 def _check_registry(registry: object) -> None:
     if not isinstance(registry, CollectorRegistry):
         allowed = "must be a prometheus_client.CollectorRegistry"
         raise SettingsError("registry", registry, allowed)
-
-
-def _has_ended(scope: Scope) -> bool:
-    return scope.closed_at is not None
 
 
 def _route(scope: Scope | None) -> str:

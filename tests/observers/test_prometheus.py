@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DisconnectionError, SAWarning
@@ -38,9 +38,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from leakguard import LeakGuard, LeakGuardMiddleware, Prometheus, Scope, SettingsError, metrics_app
+from leakguard.core.pool import HOLD_BUCKETS, PoolChange, Wait
+from leakguard.observers.prometheus import observe_all
 from tests.core.fakes import FakeConnection, make_guard
 from tests.load.client import call
-from tests.support import PATIENCE, drain_watch, drivers_ended, fetch
+from tests.support import PATIENCE, drain_watch, drivers_ended, fetch, patiently
 
 QUERY = text("SELECT 1")
 Labels = dict[str, str]
@@ -387,23 +389,86 @@ def test_what_comes_back_before_routing_has_the_route_that_answers(
     engine.dispose()
 
 
-def test_what_comes_back_as_its_scope_ends_is_not_kept(metrics: Metrics) -> None:
-    """In another thread, and before routing: the scope was told as closed in between."""
-    guard = make_guard()
+class Unrouted(Scope):
+    """A scope of which nobody knows the route while it is open."""
 
-    class Closing(Scope):
-        @property
-        def route_known(self) -> bool:
-            self.closed_at = 1.0
-            metrics.observer.scope_closed(self)
-            return False
+    @property
+    def route_known(self) -> bool:
+        return False
 
-    scope = Closing(guard, "GET /", "http")
-    hold = FakeConnection(guard, scope)
+
+def returned(observer: Prometheus, scope: Scope) -> None:
+    """Tell that a connection came back."""
+    hold = FakeConnection(scope.guard, scope)
     hold.released_monotonic = hold.acquired_monotonic
-    metrics.observer.released(hold)
+    observer.released(hold)
+
+
+def test_what_comes_back_before_routing_waits_for_the_end(metrics: Metrics) -> None:
+    """But not all that ever comes back in one that no router ever sees."""
+    scope = Unrouted(make_guard(), "WEBSOCKET", "websocket")
     name = "leakguard_connection_hold_seconds_count"
+    returned(metrics.observer, scope)
+    assert metrics.value(name, route="none", pool="main") == 0
+    scope.closed_at = 1.0
     assert metrics.value(name, route="none", pool="main") == 1
+    scope.closed_at = None
+    for _ in range(1010):
+        returned(metrics.observer, scope)
+    assert metrics.value(name, route="none", pool="main") == 11
+    scope.closed_at = 1.0
+    assert metrics.value(name, route="none", pool="main") == 1011
+
+
+def test_what_nobody_asks_for_is_counted_in_a_moment() -> None:
+    """Other processes show it, in the client's multiprocess mode."""
+    metrics = Metrics()
+    counted = metrics.observer._counted  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nobody may ask for it
+    scopes: Any = counted.metrics.scopes.labels("job")._value  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # without a scrape
+    with LeakGuard(mode="production", observers=[metrics.observer]) as guard:
+        with guard.scope("first"):
+            patiently(lambda: scopes.get() == 1)
+        with guard.scope("second"):
+            patiently(lambda: scopes.get() == 1 and not counted.scopes)
+    assert scopes.get() == 0  # by the guard, which takes the watch with it
+    assert not counted.planned
+
+
+def test_the_child_of_a_fork_counts_nothing_of_its_parent(metrics: Metrics) -> None:
+    """What the parent has written down it counts itself."""
+    observer = metrics.observer
+    scope = Scope(make_guard(), "nightly import", "job")
+    observer.scope_opened(scope)
+    observer.waited(Wait("main", 1.0, timed_out=False))
+    observer.pool_changed(PoolChange("main", 1, 0, 5))
+    returned(observer, scope)
+    child = os.fork()
+    if child == 0:
+        os._exit(sum(metrics.series().values()) != 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert metrics.value("leakguard_open_scopes", type="job") == 1
+
+
+def test_values_are_observed_at_once_as_one_by_one() -> None:
+    """In the same buckets, on their bounds and beyond the last one as well."""
+    values = [0.0, 0.001, 0.0011, 5, 300, 301, 5]
+    once, each = (
+        Histogram(name, "of the test", buckets=HOLD_BUCKETS, registry=None)
+        for name in ("once", "each")
+    )
+    observe_all(once, values)
+    for value in values:
+        each.observe(value)
+    samples = [
+        [
+            (sample.labels, sample.value)
+            for metric in one.collect()
+            for sample in metric.samples
+            if not sample.name.endswith("_created")
+        ]
+        for one in (once, each)
+    ]
+    assert samples[0] == samples[1]
 
 
 def test_an_observer_of_two_guards_goes_on_to_count_the_leaks_of_one(metrics: Metrics) -> None:
@@ -499,7 +564,8 @@ def test_a_connection_that_a_finalizer_gives_back(driver: Driver, metrics: Metri
         Repository()
         assert metrics.connections() == (0, 1)
         registry: Any = metrics.registry
-        connections = registry._names_to_collectors["db_client_connection_count"]  # noqa: SLF001  (no public way to its lock)
+        counted = registry._names_to_collectors["db_client_connection_count"]  # noqa: SLF001  (no public way to its lock)
+        connections = counted.metrics.connections
         with connections.labels("main", "used")._value._lock:  # noqa: SLF001  (as if the collector had come in the middle)
             gc.collect()
         assert metrics.connections() == (1, 0)
