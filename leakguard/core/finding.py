@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from leakguard.core.callsite import CallSite, import_path
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from leakguard.core.exhaustion import Exhaustion
     from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
@@ -199,5 +201,19 @@ def fingerprint(
 def _position(site: CallSite | None) -> str:
     if site is None:
         return "-"
-    offset = site.line - site.code.co_firstlineno
-    return f"{import_path(site.file)}:{site.function}+{offset}"
+    # By numbers, because Python hashes the whole of a code object each time.
+    key = id(site.code), site.line
+    known = _positions.get(key)
+    if known is None:
+        if len(_positions) >= _POSITIONS_LIMIT:
+            _positions.clear()
+        offset = site.line - site.code.co_firstlineno
+        name = f"{import_path(site.file)}:{site.function}+{offset}"
+        known = _positions[key] = site.code, name
+    return known[1]
+
+
+_positions: Final[dict[tuple[int, int], tuple[CodeType, str]]] = {}
+"""By the `id()` of a code object and a line: the code object, which so keeps its `id()`, and the
+name."""
+_POSITIONS_LIMIT: Final = 1000

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 TRACING: Final = "opentelemetry.trace"
 """The module that knows the current span."""
 
+_CONTEXT: Final = "opentelemetry.context"
+
 
 def note_span(scope: Scope) -> None:
     """Write down the current span, the first time that there is one. Never raises.
@@ -30,6 +32,9 @@ def note_span(scope: Scope) -> None:
     if api is None or scope.trace is not None:
         return
     try:
+        # Where the API is there and nobody uses it, as FastAPI imports it, the context is empty.
+        if not modules[_CONTEXT].get_current():
+            return
         span = api.get_current_span()
         context = span.get_span_context()
         if context.is_valid:

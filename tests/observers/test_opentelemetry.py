@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -406,13 +406,15 @@ def test_a_tracing_library_that_fails_is_no_matter_of_the_request(
 ) -> None:
     """It is logged once."""
 
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(trace, "get_current_span", fail)
     engine = create_engine(url)
+    token = context.attach(context.set_value("something", "of theirs"))
     with guard.scope("job"):
         connection = engine.connect()
+    context.detach(token)
     assert len(recorder.findings) == 1
     assert "leakguard's look at the current span raised RuntimeError" in caplog.text
     connection.close()
