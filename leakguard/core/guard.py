@@ -258,15 +258,7 @@ class Guard:
         self._open[hold] = None
         scope = hold.scope
         if scope is not None:
-            if scope.event_log is not None:
-                scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
-            if hold.resource == "connection":
-                scope.open_connections[hold] = None
-            else:
-                scope.open_sessions[hold] = None
-            # Looked at after the entry: the scope may end in between, in another thread.
-            if scope.closed_at is not None:
-                self._acquired_too_late(hold, scope)
+            self._enter_scope(hold, scope)
         if not WATCH.started:
             WATCH.start()
         held = self._held
@@ -283,11 +275,7 @@ class Guard:
         self._judge.stop_waiting(hold)  # that scope may have ended before the checkout
         hold.guard, hold.scope = guard, scope
         if guard is self:
-            if scope.event_log is not None:
-                scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
-            scope.open_connections[hold] = None
-            if scope.closed_at is not None:
-                self._acquired_too_late(hold, scope)
+            self._enter_scope(hold, scope)
             return
         self._open.pop(hold, None)
         # To its observers the hold is gone: who counts must come out even.
@@ -363,8 +351,16 @@ class Guard:
                 hold.scope.take_out(hold)
         self._open.clear()
 
-    def _acquired_too_late(self, hold: Hold, scope: Scope) -> None:
-        if scope.take_out(hold) and isinstance(hold, ConnectionHold):
+    def _enter_scope(self, hold: Hold, scope: Scope) -> None:
+        if scope.event_log is not None:
+            scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
+        if hold.resource == "connection":
+            scope.open_connections[hold] = None
+        else:
+            scope.open_sessions[hold] = None
+        # Looked at after the entry: the scope may end in between, in another thread.
+        too_late = scope.closed_at is not None and scope.take_out(hold)
+        if too_late and isinstance(hold, ConnectionHold):
             self._judge.outlived(scope, hold)
 
     def _note(self, scope: Scope, hold: ConnectionHold, now: float) -> None:

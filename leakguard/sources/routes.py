@@ -102,11 +102,11 @@ def known_template(scope: AsgiScope) -> str | None:
         return None
     fastapi = scope.get("fastapi")
     context = fastapi.get("effective_route_context") if fastapi else None
-    if context is not None:  # of an included router, whose prefixes nobody else knows
-        path = _path(getattr(context, "starlette_route", None)) or _path(context)
-        if path is not None:
-            return path
-    return _path(scope.get("route"))
+    route = _path(scope.get("route"))
+    if context is None:
+        return route
+    # Of an included router, whose prefixes nobody else knows.
+    return _path(getattr(context, "starlette_route", None)) or _path(context) or route
 
 
 def _path(route: object) -> str | None:

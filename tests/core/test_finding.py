@@ -10,9 +10,10 @@ from types import CodeType
 import pytest
 
 from leakguard import ConnectionLeakError, FindingKind, Severity
+from leakguard.core import finding as finding_module
 from leakguard.core.callsite import CallSite
 from leakguard.core.finding import fingerprint
-from tests.core.fakes import make_finding
+from tests.core.fakes import make_finding, site_at
 
 SOURCE = """
 def get_db():
@@ -93,3 +94,13 @@ def test_a_finding_knows_whether_it_is_resolved() -> None:
     finding.resolution = "given back"
     assert finding.resolved
     assert str(ConnectionLeakError([finding])) == str(finding)
+
+
+def test_the_names_of_lines_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may generate code without end; a name that was forgotten is found again."""
+    monkeypatch.setattr("leakguard.core.finding._positions", {})
+    monkeypatch.setattr("leakguard.core.finding._POSITIONS_LIMIT", 2)
+    sites = [site_at("app/items.py", line, "read_item") for line in (1, 2, 3)]
+    prints = [fingerprint(FindingKind.LEAKED, None, site) for site in sites]
+    assert prints == [fingerprint(FindingKind.LEAKED, None, site) for site in sites]
+    assert len(finding_module._positions) <= 2  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to count

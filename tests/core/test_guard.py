@@ -837,3 +837,25 @@ def test_the_lifecycle_of_a_scope_is_kept(recorder: Recorder) -> None:
         ("scope closed", None),
     ]
     guard.uninstall()
+
+
+def test_what_came_back_is_resolved_although_nobody_is_told() -> None:
+    """Whoever asks the finding later sees it."""
+
+    class Findings(Observer):
+        """An observer of findings alone."""
+
+        def __init__(self) -> None:
+            self.findings: list[Finding] = []
+
+        def found(self, finding: Finding) -> None:
+            self.findings.append(finding)
+
+    told = Findings()
+    guard = installed(told)
+    with guard.scope("job") as scope:
+        hold = take(guard, scope)
+    hold.give_back()
+    drain_watch()
+    assert [finding.resolution is not None for finding in told.findings] == [True]
+    guard.uninstall()

@@ -387,8 +387,10 @@ def test_without_a_span_there_is_nothing_in_traces(
 ) -> None:
     """Findings without a request, and of requests that nobody traces."""
     engine = create_engine(url)
+    token = context.attach(context.set_value("something", "else than a span"))
     with guard.scope("job"):
         connection = engine.connect()
+    context.detach(token)
     (finding,) = recorder.findings
     assert finding.scope is not None
     assert (finding.scope.trace_id, finding.scope.span_id) == (None, None)

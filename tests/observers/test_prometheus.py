@@ -39,6 +39,7 @@ from starlette.routing import Mount, Route
 
 from leakguard import LeakGuard, LeakGuardMiddleware, Prometheus, Scope, SettingsError, metrics_app
 from leakguard.core.pool import HOLD_BUCKETS, PoolChange, Wait
+from leakguard.observers import prometheus
 from leakguard.observers.prometheus import observe_all
 from tests.core.fakes import FakeConnection, make_guard
 from tests.load.client import call
@@ -375,6 +376,7 @@ def test_what_comes_back_before_routing_has_the_route_that_answers(
 
     async def app(*call: Any) -> None:
         engine.connect().close()
+        metrics.series()
         before.extend(looked_for)
         await routed(*call)
 
@@ -446,6 +448,19 @@ def test_the_child_of_a_fork_counts_nothing_of_its_parent(metrics: Metrics) -> N
     if child == 0:
         os._exit(sum(metrics.series().values()) != 0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert metrics.value("leakguard_open_scopes", type="job") == 1
+    observer.scope_opened(scope)
+    prometheus._forget_parent()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # what the child has done
+    assert metrics.value("leakguard_open_scopes", type="job") == 1
+
+
+def test_what_is_written_down_is_counted_at_the_end_of_the_process(metrics: Metrics) -> None:
+    """By then nobody will ask, and in multiprocess mode others show it."""
+    scope = Scope(make_guard(), "nightly import", "job")
+    metrics.observer.scope_opened(scope)
+    prometheus._count_all()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as atexit does
+    counted = metrics.observer._counted  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # without a scrape
+    assert not counted.scopes
     assert metrics.value("leakguard_open_scopes", type="job") == 1
 
 

@@ -236,6 +236,28 @@ def test_rows_that_are_read_are_use(watching: LeakGuard, engine: Engine) -> None
         assert hold.tells_idleness
 
 
+def test_of_other_databases_a_cursor_says_whether_it_streams(
+    watching: LeakGuard, engine: Engine
+) -> None:
+    """Only SQLite computes the rows of any other as they are read."""
+    with engine.connect() as connection:
+        hold: Any = connection_of(watching)
+        hold.facts.is_sqlite = False
+        connection.execution_options(yield_per=1).execute(QUERY).all()
+        assert hold.streams == ()
+        assert hold.execution is not None
+        hold.facts.is_sqlite = True
+
+
+def test_where_the_stack_is_short_nobody_is_taken_for_a_connection(
+    watching: LeakGuard, engine: Engine
+) -> None:
+    """A greenlet may have no frame but those of the pool."""
+    proxy = greenlet(engine.pool.connect).switch()
+    assert not connection_of(watching).tells_idleness
+    proxy.close()
+
+
 def test_a_driver_s_word_that_a_command_runs_counts(watching: LeakGuard, tmp_path: Path) -> None:
     """As of one that it was given behind SQLAlchemy's back."""
 

@@ -536,3 +536,18 @@ def test_a_block_exempts_what_a_mounted_application_takes(
     Client(middleware(outer, guard)).run()
     assert recorder.findings == []
     kept.pop().close()
+
+
+def test_a_client_that_goes_away_is_noticed_without_a_log_of_events(recorder: Recorder) -> None:
+    """As in production."""
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await receive()
+        await respond(send)
+
+    with LeakGuard(mode="production", observers=[recorder]) as guard:
+        Client(middleware(app, guard)).run()
+    (scope,) = recorder.scopes_closed
+    assert scope.cancelled
+    assert scope.events == ()

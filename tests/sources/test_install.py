@@ -21,7 +21,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import Pool, StaticPool
+from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
 from starlette.applications import Starlette
 
 from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware
@@ -381,6 +381,40 @@ def test_an_application_that_goes_during_a_checkout(engines: Engines) -> None:
     assert SQLALCHEMY.guards == ()
     engines.use()
     LeakGuard(mode="production").install().uninstall()
+
+
+def test_a_checkout_through_a_wrapper_that_is_not_in_use(engines: Engines) -> None:
+    """It stays while somebody else's is around it, does nothing, and goes when that is gone."""
+    original = vars(Pool)["connect"]
+    guard = LeakGuard(mode="testing", observers=[]).install()
+    ours = vars(Pool)["connect"]
+    assert ours is not original
+
+    def foreign(pool: Pool) -> PoolProxiedConnection:
+        connection: PoolProxiedConnection = ours(pool)
+        return connection
+
+    setattr(Pool, "connect", foreign)  # noqa: B010  (as they do)
+    guard.uninstall()
+    engines.use()
+    setattr(Pool, "connect", ours)  # noqa: B010  (they are gone)
+    engines.use()
+    assert vars(Pool)["connect"] is original
+
+
+def test_listeners_to_the_end_of_detached_connections_go_too(engines: Engines) -> None:
+    """Also where somebody has taken one of them out."""
+    guard = LeakGuard(mode="testing", observers=[]).install()
+    kept = [engine.connect() for engine in engines.all]
+    for connection in kept:
+        connection.detach()
+    first = engines.all[0].pool
+    (listener,) = first.dispatch.reset
+    event.remove(first, "reset", listener)
+    guard.uninstall()
+    assert not any(engine.pool.dispatch.reset for engine in engines.all)
+    for connection in kept:
+        connection.close()
 
 
 def test_somebody_may_have_removed_our_listeners(engines: Engines) -> None:

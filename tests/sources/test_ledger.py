@@ -108,7 +108,7 @@ def test_two_threads_that_see_a_pool_first(
 
     def come_first(pool: Any) -> list[int]:
         monkeypatch.setattr(name, idle_entries)
-        facts_of(pool, None, guard)
+        facts_of(pool, guard)
         return []
 
     monkeypatch.setattr(name, come_first)

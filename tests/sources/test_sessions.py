@@ -291,6 +291,53 @@ def test_a_session_class_may_have_names_of_its_own(
     session.close()
 
 
+def test_a_session_of_which_nobody_knows_the_engine_yet(recorder: Recorder, engine: Engine) -> None:
+    """It is watched where its first use shows an engine that is."""
+
+    class Tenant(Session):
+        """A session whose engine depends on what is done with it."""
+
+        @property
+        def bind(self) -> Engine:
+            raise LookupError("no tenant yet")
+
+        @bind.setter
+        def bind(self, _: object) -> None: ...  # pyright: ignore[reportIncompatibleVariableOverride]  # the point
+
+        def get_bind(self, *_: Any, **__: Any) -> Engine:
+            return engine
+
+    with (
+        LeakGuard(mode="testing", observers=[recorder], engines=[engine]) as guard,
+        guard.scope("job"),
+    ):
+        session = Tenant()  # not known yet
+        session.execute(QUERY)
+    (finding,) = recorder.findings
+    assert finding.hold is not None
+    assert finding.hold.created_at is not None
+    assert finding.hold.created_at.line == line_marked(HERE, "not known yet")
+    session.close()
+
+
+def test_a_session_of_an_earlier_installation_is_nobody_s(
+    recorder: Recorder, engine: Engine
+) -> None:
+    """As if it were older than the guard: whose it was has been forgotten."""
+    guard = LeakGuard(mode="testing", observers=[recorder], late_after=0.0)
+    with guard:
+        session = Session(engine)
+    with guard:
+        with guard.scope("job"):
+            session.execute(QUERY)
+        recorder.wait_for(lambda: recorder.findings)
+    (finding,) = recorder.findings
+    assert finding.kind is FindingKind.LEAKED
+    assert finding.hold is not None
+    assert finding.hold.created_at is None
+    session.close()
+
+
 def test_leaving_no_autoflush_closes_nothing(
     guard: LeakGuard, recorder: Recorder, engine: Engine
 ) -> None:

@@ -414,6 +414,8 @@ def test_a_greenlet_that_has_ended_is_nowhere() -> None:
     ended.switch("")
     checkout = waits._UnderWay(0, 0.0, None, 0, weakref.ref(ended))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as it is for a moment
     assert waits._stack_of(checkout, Workers()) == []  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
+    del ended
+    assert waits._stack_of(checkout, Workers()) == []  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
     assert not waits_for_pool(thread_stack(threading.get_ident()))
 
 
