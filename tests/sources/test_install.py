@@ -21,7 +21,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
+from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool, _ConnectionFairy  # pyright: ignore[reportPrivateUsage]  # no public name
 from starlette.applications import Starlette
 
 from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware
@@ -402,19 +402,25 @@ def test_a_checkout_through_a_wrapper_that_is_not_in_use(engines: Engines) -> No
     assert vars(Pool)["connect"] is original
 
 
-def test_listeners_to_the_end_of_detached_connections_go_too(engines: Engines) -> None:
-    """Also where somebody has taken one of them out."""
+def test_what_notices_the_end_of_detached_connections_goes_too(engines: Engines) -> None:
+    """It comes with the first one, and where somebody wraps it, stays and does nothing."""
+    original = vars(_ConnectionFairy)["_checkin"]
     guard = LeakGuard(mode="testing", observers=[]).install()
-    kept = [engine.connect() for engine in engines.all]
-    for connection in kept:
-        connection.detach()
-    first = engines.all[0].pool
-    (listener,) = first.dispatch.reset
-    event.remove(first, "reset", listener)
+    assert vars(_ConnectionFairy)["_checkin"] is original
+    connection = engines.all[0].connect()
+    connection.detach()
+    ours = vars(_ConnectionFairy)["_checkin"]
+    assert ours is not original
+
+    def foreign(proxy: Any, *args: Any, **kwargs: Any) -> Any:
+        return ours(proxy, *args, **kwargs)
+
+    setattr(_ConnectionFairy, "_checkin", foreign)  # noqa: B010  (as they do)
     guard.uninstall()
-    assert not any(engine.pool.dispatch.reset for engine in engines.all)
-    for connection in kept:
-        connection.close()
+    engines.use()
+    setattr(_ConnectionFairy, "_checkin", ours)  # noqa: B010  (they are gone)
+    connection.close()
+    assert vars(_ConnectionFairy)["_checkin"] is original
 
 
 def test_somebody_may_have_removed_our_listeners(engines: Engines) -> None:

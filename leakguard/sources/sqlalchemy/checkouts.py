@@ -12,9 +12,8 @@ from functools import partial
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool
+from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool, _ConnectionFairy  # pyright: ignore[reportPrivateUsage]  # no public name; tested
 
 from leakguard.core.callsite import locate
 from leakguard.core.holder import current_holder
@@ -23,6 +22,7 @@ from leakguard.core.lock import LOCK
 from leakguard.core.scope import current_scope
 from leakguard.core.tasks import running_loop
 from leakguard.core.watch import WATCH
+from leakguard.sources.patch import Patch, Placement
 from leakguard.sources.sqlalchemy.activity import Execution
 from leakguard.sources.sqlalchemy.checkout import Checkout
 from leakguard.sources.sqlalchemy.frames import checkout_frame
@@ -39,6 +39,7 @@ from leakguard.sources.sqlalchemy.pools import (
 from leakguard.sources.tracing import TRACING, note_span
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -68,7 +69,8 @@ class Checkouts:
         self._by_record: dict[int, Checkout] = {}
         self._detached: dict[int, tuple[Checkout, ...]] = {}
         self._pools: dict[int, PoolFacts] = {}
-        self._reset_awaited: weakref.WeakSet[Pool] = weakref.WeakSet()
+        self.end_of_detached = Patch(_ConnectionFairy, "_checkin", self._wrap_checkin)
+        """In place once a connection was detached, which few programs ever do."""
         self.listeners: tuple[Listener, ...] = (
             (Pool, "connect", self._on_connect),
             (Pool, "checkout", self._on_checkout),
@@ -204,7 +206,8 @@ class Checkouts:
                 facts.ledger.gone(id(record))
             hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
             if hold is not None and not hold.collected:
-                self._await_reset(pool_of(record))
+                with LOCK:
+                    self.end_of_detached.place()
                 hold.detached_id = id(dbapi_connection)
                 leaving = (hold, *self._sharing(hold))
                 self._detached[hold.detached_id] = leaving
@@ -213,37 +216,28 @@ class Checkouts:
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
-    def _await_reset(self, pool: Pool) -> None:
-        """Listen to the end of a pool's detached connections, which few pools ever have.
-
-        A listener for all would cost every return as much as all else that is done there.
-        """
-        with LOCK:
-            if pool not in self._reset_awaited:
-                self._reset_awaited.add(pool)
-                event.listen(pool, "reset", self._on_reset)
-
-    def ignore_resets(self) -> None:
-        """Take the listeners to the end of detached connections out of their pools."""
-        with LOCK:
-            for pool in list(self._reset_awaited):
-                if event.contains(pool, "reset", self._on_reset):
-                    event.remove(pool, "reset", self._on_reset)
-            self._reset_awaited.clear()
-
-    def _on_reset(
-        self,
-        dbapi_connection: DBAPIConnection,
-        record: ConnectionPoolEntry | None,
-        reset_state: PoolResetState,  # noqa: ARG002  (the event's signature)
-    ) -> None:
-        """A detached connection, which has no record, is being closed.
+    def _wrap_checkin(
+        self, original: Callable[..., None], placement: Placement
+    ) -> Callable[..., None]:
+        """Notice the end of a connection that has left its pool.
 
         The event for that, `close_detached`, is not fired where the server is gone.
         """
-        if record is None:
-            for hold in self._detached.pop(id(dbapi_connection), ()):
-                self._came_back(hold)
+        detached, came_back = self._detached, self._came_back
+
+        def checkin(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401  (a proxy)
+            if not (placement.active or placement.resume()):
+                return original(self, *args, **kwargs)
+            left_its_pool = self._connection_record is None
+            number = id(self.dbapi_connection)
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                if left_its_pool:
+                    for hold in detached.pop(number, ()):
+                        came_back(hold)
+
+        return checkin
 
     def _on_static_reset(
         self,
@@ -252,7 +246,7 @@ class Checkouts:
         reset_state: PoolResetState,  # noqa: ARG002  (the event's signature)
     ) -> None:
         """One of several checkouts of one connection is being closed."""
-        if record is None:  # a detached one: see _on_reset
+        if record is None:  # a detached one
             return
         try:
             hold = self._handled_by_caller()

@@ -79,7 +79,7 @@ class SQLAlchemySource:
                 patch.remove()
             del Session._leakguard_hold  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]  # as it was found
             _ignore(self._checkouts.listeners + self._sessions.listeners)
-            self._checkouts.ignore_resets()
+            self._checkouts.end_of_detached.remove()
 
     def forget_parent(self) -> None:
         """Know nothing of the connections of the parent: this is the child of a fork."""
