@@ -145,9 +145,7 @@ class RequestScope(Scope):
                     self.event_log.add("client disconnected")
             return message
 
-        # Not a coroutine: what it notices it notices at the call, and one around every message
-        # would cost more than that.
-        def noting_send(message: Message) -> Awaitable[None]:
+        async def noting_send(message: Message) -> None:
             kind = message.get("type")
             if kind in _LAST_MESSAGES:
                 if not message.get("more_body", False):
@@ -155,8 +153,8 @@ class RequestScope(Scope):
                     if self.event_log is not None:
                         self.event_log.add("last byte handed to the server")
             elif kind in _FIRST_MESSAGES:
-                self._note_beginning(message, sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            return send(message)
+                self._note_beginning(message, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            await send(message)
 
         return noting_receive, noting_send
 

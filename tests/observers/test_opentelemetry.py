@@ -317,6 +317,22 @@ def test_a_job_is_traced_by_the_span_in_which_it_takes_what_it_needs(
     assert finding.scope.span_id == f"{span.get_span_context().span_id:016x}"
 
 
+def test_a_session_may_be_older_than_the_span_in_which_it_is_used(
+    telemetry: Telemetry, guard: LeakGuard, recorder: Recorder, url: str
+) -> None:
+    """As one of a middleware outside of the tracing."""
+    engine = create_engine(url)
+    with guard.scope("job"):
+        session = Session(engine)
+        with telemetry.tracer.start_as_current_span("request") as span:
+            session.execute(QUERY)
+    session.close()
+    engine.dispose()
+    (finding,) = recorder.findings
+    assert finding.scope is not None
+    assert finding.scope.span_id == f"{span.get_span_context().span_id:016x}"
+
+
 def test_a_request_that_only_waited_is_in_the_trace_too(
     telemetry: Telemetry, guard: LeakGuard, recorder: Recorder, url: str
 ) -> None:

@@ -38,7 +38,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from leakguard import LeakGuard, LeakGuardMiddleware, Prometheus, Scope, SettingsError, metrics_app
-from leakguard.core.pool import HOLD_BUCKETS, PoolChange, Wait
+from leakguard.core.pool import HOLD_BUCKETS
+from leakguard.core.watch import WATCH
 from leakguard.observers import prometheus
 from leakguard.observers.prometheus import observe_all
 from tests.core.fakes import FakeConnection, make_guard
@@ -422,46 +423,73 @@ def test_what_comes_back_before_routing_waits_for_the_end(metrics: Metrics) -> N
     assert metrics.value(name, route="none", pool="main") == 1011
 
 
-def test_what_nobody_asks_for_is_counted_in_a_moment() -> None:
-    """Other processes show it, in the client's multiprocess mode."""
-    metrics = Metrics()
-    counted = metrics.observer._counted  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nobody may ask for it
-    scopes: Any = counted.metrics.scopes.labels("job")._value  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # without a scrape
+def written(metrics: Metrics) -> Any:
+    """Return what is written down and not yet counted; to look at it is no scrape."""
+    return metrics.observer._counted  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nobody may ask for it
+
+
+def forgetting(when: float, job: Callable[[], None]) -> None:
+    """Stand for a watch that has ended, or is kept by an observer."""
+
+
+def test_what_nobody_asks_for_is_counted_in_a_moment(metrics: Metrics, driver: Driver) -> None:
+    """And at once by the guard that goes, which may take the watch with it."""
+    engine = driver.engine(QueuePool)
     with LeakGuard(mode="production", observers=[metrics.observer]) as guard:
+        engine.connect().close()
         with guard.scope("first"):
-            patiently(lambda: scopes.get() == 1)
+            patiently(lambda: not written(metrics).scopes)
         with guard.scope("second"):
-            patiently(lambda: scopes.get() == 1 and not counted.scopes)
-    assert scopes.get() == 0  # by the guard, which takes the watch with it
-    assert not counted.planned
+            pass
+        assert written(metrics).scopes
+    assert not written(metrics).scopes
+    assert metrics.value("leakguard_open_scopes", type="job") == 0
 
 
-def test_the_child_of_a_fork_counts_nothing_of_its_parent(metrics: Metrics) -> None:
-    """What the parent has written down it counts itself."""
-    observer = metrics.observer
+def test_what_is_written_down_has_a_bound(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch may be kept by an observer that takes long, or have ended."""
     scope = Scope(make_guard(), "nightly import", "job")
-    observer.scope_opened(scope)
-    observer.waited(Wait("main", 1.0, timed_out=False))
-    observer.pool_changed(PoolChange("main", 1, 0, 5))
-    returned(observer, scope)
+    monkeypatch.setattr(WATCH, "started", True)
+    monkeypatch.setattr(WATCH, "post_at", forgetting)
+    for _ in range(2500):
+        metrics.observer.scope_opened(scope)
+    assert len(written(metrics).scopes) < 1000
+    labels = {"type": "job"}
+    assert metrics.registry.get_sample_value("leakguard_open_scopes", labels) == 2500
+
+
+def test_without_the_watch_all_is_counted_at_once(metrics: Metrics) -> None:
+    """It is started by the first session or connection, and ends with the last guard."""
+    drain_watch()
+    with LeakGuard(mode="production", observers=[metrics.observer]) as guard, guard.scope("job"):
+        assert WATCH.started or not written(metrics).scopes
+    metrics.observer.scope_opened(Scope(make_guard(), "late", "job"))
+    assert not written(metrics).scopes
+    assert metrics.value("leakguard_open_scopes", type="job") == 1
+
+
+@pytest.mark.parametrize("multiprocess", [True, False])
+def test_the_child_of_a_fork_has_the_metrics_of_its_parent(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch, *, multiprocess: bool
+) -> None:
+    """A copy of its own; in multiprocess mode the files are the parent's, who writes them."""
+    monkeypatch.setattr(WATCH, "started", True)
+    monkeypatch.setattr(WATCH, "post_at", forgetting)
+    metrics.observer.scope_opened(Scope(make_guard(), "nightly import", "job"))
+
+    def open_jobs() -> float | None:
+        return metrics.registry.get_sample_value("leakguard_open_scopes", {"type": "job"})
+
+    written(metrics)._at_once = multiprocess  # noqa: SLF001  (as if a thread had come so far)
     child = os.fork()
     if child == 0:
-        os._exit(sum(metrics.series().values()) != 0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert metrics.value("leakguard_open_scopes", type="job") == 1
-    observer.scope_opened(scope)
-    prometheus._forget_parent()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # what the child has done
-    assert metrics.value("leakguard_open_scopes", type="job") == 1
-
-
-def test_what_is_written_down_is_counted_at_the_end_of_the_process(metrics: Metrics) -> None:
-    """By then nobody will ask, and in multiprocess mode others show it."""
-    scope = Scope(make_guard(), "nightly import", "job")
-    metrics.observer.scope_opened(scope)
-    prometheus._count_all()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as atexit does
-    counted = metrics.observer._counted  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # without a scrape
-    assert not counted.scopes
-    assert metrics.value("leakguard_open_scopes", type="job") == 1
+        os._exit(int(open_jobs() or 0))
+    expected = 0.0 if multiprocess else 1.0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
+    prometheus._begin_child()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # what the child has done
+    assert (open_jobs() or 0) == expected
 
 
 def test_values_are_observed_at_once_as_one_by_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
@@ -551,3 +552,15 @@ def test_a_client_that_goes_away_is_noticed_without_a_log_of_events(recorder: Re
     (scope,) = recorder.scopes_closed
     assert scope.cancelled
     assert scope.events == ()
+
+
+def test_what_sends_and_receives_is_asynchronous(guard: LeakGuard) -> None:
+    """Libraries ask whether it is."""
+    asked: list[bool] = []
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        asked.extend(map(inspect.iscoroutinefunction, (receive, send)))
+        await respond(send)
+
+    Client(middleware(app, guard)).run()
+    assert asked == [True, True]

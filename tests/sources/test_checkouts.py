@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,12 @@ from sqlalchemy.pool import (
 
 from leakguard import FindingKind, LeakGuard
 from leakguard.core.callsite import relative_path
-from leakguard.core.hold import Hold
-from leakguard.sources.sqlalchemy import SQLALCHEMY
+from leakguard.core.hold import ConnectionHold, Hold
+from leakguard.sources.sqlalchemy import SQLALCHEMY, frames
 from leakguard.sources.sqlalchemy.sessions import TrackedSession
-from tests.support import Recorder
+from tests.support import Recorder, line_marked
+
+HERE = sys.modules[__name__]
 
 pytestmark = pytest.mark.usefixtures("collected_before")
 
@@ -497,3 +500,50 @@ def test_an_installed_application_is_named_and_not_the_script_that_starts_it(
     assert str(hold.created_at) == f"{where}:2 in <module>"
     assert str(hold.acquired_at) == f"{where}:3 in <module>"
     kept.pop().close()
+
+
+class OwnEngine(Engine):
+    """An engine that gets its connections in a way of its own."""
+
+    def raw_connection(self) -> PoolProxiedConnection:
+        return self.pool.connect()  # in a way of its own
+
+
+def test_an_engine_may_get_its_connections_in_its_own_way(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Whoever wrote that is the user, whatever method of the session came to it."""
+    own = OwnEngine(engine.pool, engine.dialect, engine.url)
+    for executes in (True, False):
+        recorder.findings.clear()
+        with guard.scope("job"):
+            session = Session(own)
+            if executes:
+                session.execute(text("SELECT 1"))
+            else:
+                session.connection()
+        (finding,) = recorder.findings
+        assert isinstance(finding.hold, ConnectionHold)
+        assert finding.hold.acquired_at is not None
+        assert finding.hold.acquired_at.line == line_marked(HERE, "in a way of its own")
+        assert not finding.hold.tells_idleness
+        session.close()
+
+
+@pytest.mark.parametrize("method", ["execute", "scalar", "scalars"])
+def test_the_way_from_a_session_to_its_checkout_is_known(
+    guard: LeakGuard, engine: Engine, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """In every version of SQLAlchemy: to walk it frame by frame takes much longer."""
+    known: list[bool] = []
+
+    def noting() -> bool:
+        known.append(way())
+        return known[-1]
+
+    way = frames._is_the_way_to_a_connection  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to note what it finds
+    monkeypatch.setattr(frames, "_TO_RAW_CONNECTION", frames._TO_RAW_CONNECTION + 1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # for the function above
+    monkeypatch.setattr(frames, "_is_the_way_to_a_connection", noting)
+    with Session(engine) as session:
+        getattr(session, method)(text("SELECT 1"))
+    assert known == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import sys
 import threading
@@ -772,3 +773,63 @@ def test_an_unbound_session_belongs_to_whoever_is_around(
     assert [finding.scope and finding.scope.name for finding in recorder.findings] == ["inner"]
     session.close()
     other.dispose()
+
+
+def test_a_session_may_be_all_that_a_greenlet_runs(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Its constructor has no caller then."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
+
+    async def main() -> None:
+        async with engine.connect() as connection:
+            session = await connection.run_sync(Session)
+            await connection.run_sync(lambda _: use(session, close=True))
+        await engine.dispose()
+
+    with guard.scope("job"):
+        asyncio.run(main())
+    assert recorder.findings == []
+
+
+def test_a_session_class_may_refuse_names_that_it_does_not_know(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Or have an answer to every name."""
+
+    class Strict(Session):
+        """One whose attributes are all there from the beginning."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name.startswith("_leakguard"):
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+        def __getattr__(self, name: str) -> str:
+            return name
+
+    with guard.scope("job"):
+        session = Strict(engine)  # strictly
+        session.execute(QUERY)
+    (finding,) = recorder.findings
+    assert sites(finding)[0] == line_marked(HERE, "strictly")
+    session.close()
+
+
+def test_a_copy_of_a_session_is_another_session(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """To close it closes nothing of the one that it was made of."""
+    with guard.scope("job"):
+        session = Session(engine)
+        copy.copy(session).close()
+    assert recorder.kinds == [FindingKind.UNCLOSED_SESSION]
+    session.close()
+
+
+def test_the_first_argument_of_a_constructor_has_a_name(guard: LeakGuard, engine: Engine) -> None:
+    """Somebody may use it."""
+    session = Session.__new__(Session)
+    Session.__init__(self=session, bind=engine)
+    session.close()
+    assert guard.open_holds() == ()

@@ -18,7 +18,6 @@ from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool, _Connection
 from leakguard.core.callsite import locate
 from leakguard.core.holder import current_holder
 from leakguard.core.lifespan import in_lifespan
-from leakguard.core.lock import LOCK
 from leakguard.core.scope import current_scope
 from leakguard.core.tasks import running_loop
 from leakguard.core.watch import WATCH
@@ -206,8 +205,7 @@ class Checkouts:
                 facts.ledger.gone(id(record))
             hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
             if hold is not None and not hold.collected:
-                with LOCK:
-                    self.end_of_detached.place()
+                self.end_of_detached.place()
                 hold.detached_id = id(dbapi_connection)
                 leaving = (hold, *self._sharing(hold))
                 self._detached[hold.detached_id] = leaving
@@ -314,8 +312,7 @@ class Checkouts:
             hold.holder = current_holder(None, nearest)
             hold.lifelong = in_lifespan()
         else:
-            # Where the scope has a session, it was looked for at the construction of that.
-            if TRACING in modules and not scope.open_sessions:
+            if TRACING in modules:
                 note_span(scope)
             self.place(hold, scope, nearest)
             hold.sync_in_async = not facts.is_async and running_loop() is not None

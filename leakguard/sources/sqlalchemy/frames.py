@@ -22,16 +22,25 @@ def checkout_frame() -> tuple[FrameType, bool]:
     code has the driver's connection to itself.
     """
     try:
-        # Where these two are so near, they call one another by SQLAlchemy's own code alone: a
-        # function of the user's in between, such as a listener, would be one frame more.
-        if sys._getframe(_TO_TRANSACTION).f_code is _TRANSACTION:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            frame = sys._getframe(_TO_EXECUTE)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            if frame.f_code is _EXECUTE:
-                return frame, True
+        frame = sys._getframe(_TO_EXECUTE)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        # Between these there is SQLAlchemy's own code alone: a function of the user's in between,
+        # such as a listener, would be one frame more. Those of the engine are looked at one by one,
+        # because an engine of the user's may have its own in their place.
+        if frame.f_code is _EXECUTE and _is_the_way_to_a_connection():
+            return frame, True
     except ValueError:  # there are not so many
         pass
     frame = sys._getframe(3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     return frame, _is_of_connection(frame)
+
+
+def _is_the_way_to_a_connection() -> bool:
+    frame: FrameType | None = sys._getframe(_TO_RAW_CONNECTION)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    for code in _WAY:
+        if frame is None or frame.f_code is not code:
+            return False
+        frame = frame.f_back
+    return True
 
 
 def _is_of_connection(frame: FrameType) -> bool:
@@ -56,12 +65,18 @@ _RAW_CONNECTION: Final = _code(Engine, "raw_connection")
 _CONNECTION: Final = _code(Connection, "__init__")
 _NEAR: Final = 12
 """How many frames to look through for these: SQLAlchemy's and leakguard's own are eight."""
-_TRANSACTION: Final = _code(SessionTransaction, "_connection_for_bind")
-_TO_TRANSACTION: Final = 10
-"""How far it is to where the transaction of a session gets a connection, ..."""
+_WAY: Final = (
+    _RAW_CONNECTION,
+    _CONNECTION,
+    _code(Engine, "connect"),
+    _code(SessionTransaction, "_connection_for_bind"),
+)
+"""How the transaction of a session gets a connection, the innermost function first."""
+_TO_RAW_CONNECTION: Final = 8
+"""How many frames it is to the innermost one from the function above that looks at them, ..."""
 _EXECUTE: Final = _code(Session, "_execute_internal")
 _TO_EXECUTE: Final = 14
-"""... and to where `execute()`, `scalars()` and `scalar()` of the session do their work."""
+"""... and from `checkout_frame` to where `execute()`, `scalars()` and `scalar()` do their work."""
 
 
 def constructing_frame(session: Session, frame: FrameType) -> FrameType | None:

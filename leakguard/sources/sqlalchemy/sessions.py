@@ -12,8 +12,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from sys import modules
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
@@ -56,8 +55,8 @@ class TrackedSession(SessionHold):
 class Sessions:
     """Follows every session, and tells a checkout which session made it.
 
-    A session has its hold in an attribute of its own, `_leakguard_hold`: a table of all sessions
-    would have to be tidied up whenever one goes.
+    A session has its hold in an attribute of its own: a table of all sessions would have to be
+    tidied up whenever one goes.
     """
 
     def __init__(self, guards: Guards, checkouts: Checkouts) -> None:
@@ -69,6 +68,20 @@ class Sessions:
             *(Patch(Session, name, self._wrap_end) for name in _ENDS),
         )
 
+    def place(self) -> None:
+        """Wrap the methods; a session that is there already has no hold."""
+        setattr(
+            Session, _HOLD, None
+        )  # found there, it is not asked of a `__getattr__` of the user's
+        for patch in self.patches:
+            patch.place()
+
+    def remove(self) -> None:
+        """Leave the class as it was found."""
+        for patch in reversed(self.patches):
+            patch.remove()
+        delattr(Session, _HOLD)
+
     # --- wrappers ---------------------------------------------------------------------------------
 
     def _wrap_init(
@@ -76,24 +89,20 @@ class Sessions:
     ) -> Callable[..., None]:
         constructed = self._constructed
 
-        def init(self: Any, /, *args: object, **kwargs: object) -> None:  # noqa: ANN401  (a `Session` with a hold)
+        def init(self: Session, *args: object, **kwargs: object) -> None:
             original(self, *args, **kwargs)
             if placement.active or placement.resume():
-                frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-                if type(self).__init__ is init and frame.f_code.co_name != "__init__":
-                    constructed(self, frame)  # of most classes
-                else:
-                    constructed(self, None)
+                constructed(self)
 
         return init
 
     def _wrap_end(self, original: Callable[..., None], placement: Placement) -> Callable[..., None]:
         resets = original.__name__ == "reset"
 
-        def end(self: Any, /, *args: object, **kwargs: object) -> None:  # noqa: ANN401  (a `Session` with a hold)
+        def end(self: Session, *args: object, **kwargs: object) -> None:
             if not (placement.active or placement.resume()):
                 return original(self, *args, **kwargs)
-            hold: TrackedSession | None = self._leakguard_hold
+            hold = _hold_of(self)
             if hold is None:
                 return original(self, *args, **kwargs)
             # A reset does not close: that it is used again is what it is for. Noted before, because
@@ -115,10 +124,9 @@ class Sessions:
 
         return end
 
-    def _constructed(self, session: Any, frame: FrameType | None) -> None:  # noqa: ANN401  (a `Session` with a hold)
-        """A session was constructed in `frame`, or in one that is to be found."""
+    def _constructed(self, session: Session) -> None:
         try:
-            if session._leakguard_hold is not None:  # noqa: SLF001  (our own)
+            if _hold_of(session) is not None:
                 return  # by a class that calls the `__init__` of two bases
             guards = self._guards
             pool = _pool_of(session) if guards.choose_engines else None
@@ -129,12 +137,14 @@ class Sessions:
                 guard, scope = guards.nearest(current_scope.get())
             if guard is None:
                 return
-            if frame is None:  # one up is the wrapper of `__init__`
-                frame = constructing_frame(session, sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            # One frame up is the wrapper of `__init__`.
+            frame = constructing_frame(session, sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
             opener = None if scope is None else scope.opener
             site, nearest = locate(frame, guard.settings.frames, parent_stacks, opener)
-            hold = session._leakguard_hold = TrackedSession(guard, scope, site)  # noqa: SLF001  (our own)
+            hold = TrackedSession(guard, scope, site)
             hold.ref = weakref.ref(session, partial(_collected, hold))
+            # Past a `__setattr__` of the user's, who may refuse names that he does not know.
+            object.__setattr__(session, _HOLD, hold)
             if scope is not None:
                 if TRACING in modules:
                     note_span(scope)
@@ -150,7 +160,7 @@ class Sessions:
 
     def _on_begin(
         self,
-        session: Any,  # noqa: ANN401  (a `Session` with a hold)
+        session: Session,
         transaction: SessionTransaction,
         connection: Connection,
     ) -> None:
@@ -159,7 +169,7 @@ class Sessions:
             hold = self._checkouts.out.get(id(connection._dbapi_connection))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
             if hold is None or _was_handed(connection, transaction):
                 return
-            owner: TrackedSession | None = session._leakguard_hold  # noqa: SLF001  (our own)
+            owner = _hold_of(session)
             if owner is not None and owner.acquired_monotonic < owner.guard.installed_at:
                 owner = None  # of an earlier installation
             if hold.session is not None or (hold.facts.nests and hold.used_before):
@@ -194,6 +204,12 @@ class Sessions:
         frames = hold.guard.settings.frames
         hold.use_also(owner, capture(sys._getframe(2), frames, parent_stacks))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         owner.checkouts_ever += 1
+
+
+def _hold_of(session: Session) -> TrackedSession | None:
+    hold: object = getattr(session, _HOLD, None)
+    # Not that of another one, of which it is a copy, nor what a class of the user's says instead.
+    return hold if type(hold) is TrackedSession and hold.ref() is session else None
 
 
 def _collected(hold: TrackedSession, _: object) -> None:
@@ -246,6 +262,9 @@ def _in_dropped_generator() -> bool:
     task = current_task()
     return task is not None and type(task.get_coro()).__name__ == _CLOSES_GENERATOR
 
+
+_HOLD: Final = "_leakguard_hold"
+"""The name of the attribute that has the hold of a session."""
 
 _ENDS: Final = (
     ("_close_impl",) if hasattr(Session, "_close_impl") else ("close", "invalidate", "reset")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import Dialect
-from sqlalchemy.orm import Session
 
 from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.guards import Guards
@@ -33,7 +32,6 @@ class SQLAlchemySource:
         self._sessions = Sessions(self._guards, self._checkouts)
         self._in_place = False
         self._waits = Waits(self._checkouts)
-        self._patches = self._sessions.patches + self._waits.patches
         self._follows_statements = False
         self._had_events = False
 
@@ -47,9 +45,8 @@ class SQLAlchemySource:
         if not self._in_place:
             self._in_place = True
             _listen(self._checkouts.listeners + self._sessions.listeners)
-            Session._leakguard_hold = None  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]  # until a session has one
-            for patch in self._patches:
-                patch.place()
+            self._sessions.place()
+            self._waits.place()
         self._guards.add(guard)
         self._checkouts.share_out()
         self._follow_statements()
@@ -75,9 +72,8 @@ class SQLAlchemySource:
         self._follow_statements()
         if self._in_place and not self._guards:
             self._in_place = False
-            for patch in reversed(self._patches):
-                patch.remove()
-            del Session._leakguard_hold  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]  # as it was found
+            self._waits.remove()
+            self._sessions.remove()
             _ignore(self._checkouts.listeners + self._sessions.listeners)
             self._checkouts.end_of_detached.remove()
 

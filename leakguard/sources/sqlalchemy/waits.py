@@ -74,7 +74,8 @@ class Waits:
         self._under_way: dict[int, tuple[int, float, Scope | None, int, ref[Any]]] = {}
         self._surveys: WeakKeyDictionary[Pool, _Survey] = WeakKeyDictionary()
         self._explained: WeakSet[PoolTimeoutError] = WeakSet()
-        self.patches = (Patch(Pool, "connect", self._wrap_connect),)
+        patch = Patch(Pool, "connect", self._wrap_connect)
+        self.place, self.remove = patch.place, patch.remove
 
     def _wrap_connect(
         self, original: Callable[[Pool], PoolProxiedConnection], placement: Placement
@@ -121,7 +122,7 @@ class Waits:
 
     def _explain(self, pool: Pool, owner: Owner, error: PoolTimeoutError, began: float) -> None:
         """Add to the error who has the connections, and tell the guard."""
-        frame = sys._getframe(3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         waited = monotonic() - began
         if owner.scope is not None:
             note_span(owner.scope)
