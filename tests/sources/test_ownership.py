@@ -781,3 +781,14 @@ def test_what_was_handed_to_an_open_scope_is_not_judged_with_the_ended_one(
         assert recorder.findings == []
         session.close()
     assert recorder.findings == []
+
+
+def test_what_its_scope_had_is_found_out_anew_for_one_that_is_handed_over(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """The inner scope has another one, the scope of the session has none."""
+    with guard.scope("outer"), Session(engine) as session:
+        with guard.scope("inner"), engine.connect():
+            session.execute(QUERY)
+        session.rollback()
+    assert recorder.kinds == []

@@ -333,9 +333,9 @@ class Checkouts:
         hold.holder = current_holder(scope, frame)
         connections = scope.open_connections
         other = _beside(hold, connections) if connections else None
-        if other is not None:
-            hold.nested = True
-            hold.already_held_at = other.site
+        # Both, because it may be placed anew, in the scope of its session.
+        hold.nested = other is not None
+        hold.already_held_at = None if other is None else other.site
 
     def _facts_of(self, pool: Pool, guard: Guard | None) -> PoolFacts:
         known = self._pools.get(id(pool))
