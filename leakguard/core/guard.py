@@ -66,7 +66,6 @@ class Guard:
         self.installed = False
         self.installed_at = inf
         """When it began to watch, by `time.monotonic()`; what is older is not known to it."""
-        self.follows_statements = settings.follow_statements
         self.watches_all = False
         """Whether it is installed, and watches every engine."""
         self._warns_uninstalled = settings.mode is not Mode.OFF
@@ -237,9 +236,7 @@ class Guard:
             # It would keep all those before it. Whoever began with it will look at its parent.
             scope.before = None
         if current_scope.get() is scope:
-            if (
-                before is not None and before is scope.parent
-            ):  # it was open then, and may have ended in the meantime
+            if before is scope.parent:  # it was open then, and may have ended in the meantime
                 before = nearest_open(before)
             current_scope.set(before)
         if scope.event_log is not None:

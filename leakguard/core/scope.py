@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple
-from weakref import ref
 
 from leakguard.core.clock import monotonic
 from leakguard.core.hold import take_out
 from leakguard.core.holder import current_owner
-from leakguard.core.tasks import context_of, running_loop
+from leakguard.core.tasks import context_of, loop_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite, Opener
     from leakguard.core.guard import Guard
     from leakguard.core.hold import ConnectionHold, Hold
-    from leakguard.core.tasks import AnyTask, LoopRef
+    from leakguard.core.tasks import AnyTask
     from leakguard.core.trace import Trace
 
 
@@ -119,8 +118,7 @@ class Scope:
         self.owner = current_owner()
         """The `id()` of the task or strand that opened it, else the number of the thread; they mean
         something while it is open."""
-        loop = running_loop()
-        self.loop: LoopRef | None = None if loop is None else ref(loop)
+        self.loop = loop_ref()
         """The event loop in which it was opened."""
         self.opened_at = monotonic()
         """When it began; this and the next two in seconds of `time.monotonic()`."""

@@ -270,7 +270,7 @@ class Checkouts:
             return
         try:
             hold = self.out.get(id(context.root_connection._dbapi_connection))  # noqa: SLF001  (no public way; tested)
-            if hold is None or not hold.guard.follows_statements:
+            if hold is None or not hold.guard.settings.follow_statements:
                 return
             execution = hold.execution = Execution(context, sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
             hold.used_monotonic = execution.began
