@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from leakguard import Finding, FindingKind, Observer, Scope
 from leakguard.core.hold import Hold
@@ -106,6 +107,17 @@ async def drivers_ended(before: Collection[threading.Thread]) -> None:
     for thread in set(threading.enumerate()).difference(before):
         if _AIOSQLITE.match(thread.name):
             await asyncio.to_thread(thread.join, PATIENCE)
+
+
+async def driver_ended(engine: AsyncEngine, connection: Any) -> None:
+    """Wait until a collected connection of aiosqlite's is closed: not every SQLAlchemy does it.
+
+    Where it does, another close() may wait for ever: for a thread that has ended meanwhile.
+    """
+    if engine.dialect.has_terminate:
+        await asyncio.to_thread(connection._thread.join, PATIENCE)  # noqa: SLF001  (no public way)
+    else:
+        await connection.close()
 
 
 _AIOSQLITE = re.compile(r"Thread-\d+( \(_connection_worker_thread\))?$")

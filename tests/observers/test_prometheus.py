@@ -44,7 +44,7 @@ from leakguard.observers import prometheus
 from leakguard.observers.prometheus import observe_all
 from tests.core.fakes import FakeConnection, make_guard
 from tests.load.client import call
-from tests.support import PATIENCE, drain_watch, drivers_ended, fetch, patiently
+from tests.support import PATIENCE, drain_watch, driver_ended, drivers_ended, fetch, patiently
 
 QUERY = text("SELECT 1")
 Labels = dict[str, str]
@@ -690,7 +690,7 @@ def test_asynchronous_pools_wait_too(tmp_path: Path, metrics: Metrics) -> None:
         del connection, kept
         gc.collect()
         assert metrics.connections() == (0, 0)
-        await driver_connection.close()
+        await driver_ended(engine, driver_connection)
         await engine.dispose()
 
     threads = set(threading.enumerate())

@@ -18,7 +18,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
 
 from leakguard import FindingKind, LeakGuard
 from leakguard.sources.sqlalchemy import SQLALCHEMY
-from tests.support import PATIENCE, Recorder
+from tests.support import PATIENCE, Recorder, driver_ended
 
 QUERY = text("SELECT 1")
 
@@ -66,14 +66,6 @@ def told_by_sqlalchemy() -> Generator[None, None, None]:
     """Expect SQLAlchemy's own warning on a collected connection, which names no line."""
     with pytest.warns(SAWarning, match="garbage collector"):
         yield
-
-
-async def ended(engine: AsyncEngine, driver_connection: Any) -> None:
-    """Wait until the driver's connection is closed, which not every SQLAlchemy has seen to."""
-    if engine.dialect.has_terminate:
-        await asyncio.to_thread(driver_connection._thread.join, PATIENCE)  # noqa: SLF001  (no public way)
-    else:
-        await driver_connection.close()
 
 
 def test_memory_is_one_connection() -> None:
@@ -194,7 +186,7 @@ def test_what_is_dropped_is_reclaimed(
             driver_connection: Any = dropped.driver_connection
             with told_by_sqlalchemy():
                 del dropped
-            await ended(engine, driver_connection)
+            await driver_ended(engine, driver_connection)
         (finding,) = recorder.findings
         assert finding.kind is FindingKind.RECLAIMED
         assert finding.hold is not None
@@ -212,7 +204,7 @@ def test_many_that_are_dropped_are_not_remembered(engines: Engines) -> None:
             driver_connection: Any = dropped.driver_connection
             with told_by_sqlalchemy():
                 del dropped
-            await ended(engine, driver_connection)
+            await driver_ended(engine, driver_connection)
 
     with LeakGuard(mode="production", observers=[]) as guard:
         engines.run(main)
