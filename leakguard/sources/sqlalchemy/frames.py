@@ -12,7 +12,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 
 
 def checkout_frame() -> tuple[FrameType, bool]:
@@ -24,23 +24,16 @@ def checkout_frame() -> tuple[FrameType, bool]:
     try:
         frame = sys._getframe(_TO_EXECUTE)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         # Between these there is SQLAlchemy's own code alone: a function of the user's in between,
-        # such as a listener, would be one frame more. Those of the engine are looked at one by one,
-        # because an engine of the user's may have its own in their place.
-        if frame.f_code is _EXECUTE and _is_the_way_to_a_connection():
+        # such as a listener, would be one frame more. That of the engine is looked at, because an
+        # engine of the user's may have its own in its place.
+        if (
+            frame.f_code is _EXECUTE and sys._getframe(_TO_RAW_CONNECTION).f_code is _RAW_CONNECTION  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        ):
             return frame, True
     except ValueError:  # there are not so many
         pass
     frame = sys._getframe(3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     return frame, _is_of_connection(frame)
-
-
-def _is_the_way_to_a_connection() -> bool:
-    frame: FrameType | None = sys._getframe(_TO_RAW_CONNECTION)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-    for code in _WAY:
-        if frame is None or frame.f_code is not code:
-            return False
-        frame = frame.f_back
-    return True
 
 
 def _is_of_connection(frame: FrameType) -> bool:
@@ -65,18 +58,11 @@ _RAW_CONNECTION: Final = _code(Engine, "raw_connection")
 _CONNECTION: Final = _code(Connection, "__init__")
 _NEAR: Final = 12
 """How many frames to look through for these: SQLAlchemy's and leakguard's own are eight."""
-_WAY: Final = (
-    _RAW_CONNECTION,
-    _CONNECTION,
-    _code(Engine, "connect"),
-    _code(SessionTransaction, "_connection_for_bind"),
-)
-"""How the transaction of a session gets a connection, the innermost function first."""
-_TO_RAW_CONNECTION: Final = 8
-"""How many frames it is to the innermost one from the function above that looks at them, ..."""
+_TO_RAW_CONNECTION: Final = 7
+"""How many frames it is from `checkout_frame` to where the engine asks its pool, ..."""
 _EXECUTE: Final = _code(Session, "_execute_internal")
 _TO_EXECUTE: Final = 14
-"""... and from `checkout_frame` to where `execute()`, `scalars()` and `scalar()` do their work."""
+"""... and to where `execute()`, `scalars()` and `scalar()` of a session do their work."""
 
 
 def constructing_frame(session: Session, frame: FrameType) -> FrameType | None:
