@@ -93,7 +93,7 @@ class HeldJudge:
         if idle < self._held_after / 2:
             return
         stacks = list(workers.stacks(hold))
-        if not hold.tells_idleness or hold.used_elsewhere:
+        if not hold.tells_idleness or hold.used_elsewhere(workers):
             hold.idle_since = now
         elif any(map(hold.occupied_by, stacks)):
             hold.used_monotonic = now

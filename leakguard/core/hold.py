@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leakguard.core.holder import Holder
     from leakguard.core.scope import Scope
     from leakguard.core.stacks import Stack
+    from leakguard.core.workers import Workers
 
 
 class Hold(ABC):
@@ -295,9 +296,8 @@ class ConnectionHold(Hold):
         """Whether everything that its user may do with it can be noticed."""
         return True
 
-    @property
-    def used_elsewhere(self) -> bool:
-        """Whether somebody may use it at this moment who is not among those that may have it."""
+    def used_elsewhere(self, workers: Workers) -> bool:  # noqa: ARG002  (most libraries tell more)
+        """Return whether somebody may use it now who is not among those that may have it."""
         return False
 
     def occupied_by(self, stack: Stack) -> bool:  # noqa: ARG002  (most libraries tell more)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import AbstractEventLoop
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from leakguard.core.scope import scopes_around
 from leakguard.core.stacks import Stack, task_stack, thread_stack
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from leakguard.core.scope import Scope
     from leakguard.core.tasks import AnyTask
 
+T = TypeVar("T")
+
 
 class Workers:
     """Finds them for any number of holds; the tasks of a loop are scanned once, when needed.
@@ -26,6 +28,14 @@ class Workers:
 
     def __init__(self) -> None:
         self._by_scope: dict[AbstractEventLoop, dict[Scope, list[AnyTask]]] = {}
+        self._found: dict[Hashable, Any] = {}
+
+    def once(self, what: Hashable, find: Callable[[], T]) -> T:
+        """Return what `find()` returned when `what` was first asked for at this moment."""
+        if what not in self._found:
+            self._found[what] = find()
+        found: T = self._found[what]
+        return found
 
     def stacks(self, hold: ConnectionHold) -> Iterator[Stack]:
         """Return where they are, those first that are the most likely to have it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leakguard.core.hold import ConnectionHold, SessionHold
+from leakguard.core.workers import Workers
 from tests.core.fakes import FakeConnection, construct, here, installed, make_guard, take
 
 
@@ -42,7 +43,7 @@ def test_where_a_library_tells_nothing_a_connection_is_idle() -> None:
     hold = OpenConnection(make_guard(), None, None, "main")
     assert not hold.executing
     assert hold.executing_for == 0
-    assert not hold.used_elsewhere
+    assert not hold.used_elsewhere(Workers())
     assert hold.tells_idleness
     assert not hold.occupied_by([])
     hold.released_monotonic = hold.acquired_monotonic + 5

@@ -8,13 +8,14 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from greenlet import greenlet
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
@@ -23,11 +24,13 @@ from sqlalchemy.util import await_only
 from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.stacks import task_stack, thread_stack
-from leakguard.sources.sqlalchemy import activity
+from leakguard.core.workers import Workers
+from leakguard.sources.sqlalchemy import SQLALCHEMY, activity
 from leakguard.sources.sqlalchemy.activity import (
     Execution,
     is_in_database,
 )
+from leakguard.sources.sqlalchemy.checkout import Checkout
 from tests.support import PATIENCE, Recorder
 
 QUERY = text("SELECT 1")
@@ -44,6 +47,11 @@ def connection_of(guard: LeakGuard) -> ConnectionHold:
     """Return the one connection that is out."""
     [hold] = [hold for hold in guard.open_holds() if isinstance(hold, ConnectionHold)]
     return hold
+
+
+def hold_of(connection: Connection) -> Checkout:
+    """Return the hold of a connection that is out."""
+    return SQLALCHEMY._checkouts.out[id(connection.connection)]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to see what it sees
 
 
 def during_statements(engine: Engine, look: Callable[[], object]) -> list[object]:
@@ -335,21 +343,21 @@ def slow(tmp_path: Path) -> Iterator[SlowCommits]:
     slow.engine.dispose()
 
 
-def test_whoever_ends_a_transaction_elsewhere_may_use_it(
+def test_whoever_ends_its_transaction_elsewhere_uses_it(
     watching: LeakGuard, slow: SlowCommits
 ) -> None:
-    """No event tells whose transaction it is: so nobody is called idle meanwhile."""
+    """No event tells of that, and it need not be the thread that took it."""
     with slow.engine.connect() as connection:
         connection.execute(QUERY)
         hold: Any = connection_of(watching)
-        assert not hold.used_elsewhere
+        assert not hold.used_elsewhere(Workers())
         thread = threading.Thread(target=connection.commit)
         thread.start()
         assert slow.committing.wait(PATIENCE)
-        assert hold.used_elsewhere
+        assert hold.used_elsewhere(Workers())
         slow.go_on.set()
         thread.join()
-        assert not hold.used_elsewhere
+        assert not hold.used_elsewhere(Workers())
 
 
 @pytest.mark.parametrize("wait", [asyncio.shield, asyncio.gather])
@@ -364,13 +372,13 @@ def test_a_task_that_ends_a_transaction_may_use_it(
         async with AsyncSession(engine) as db:
             await db.execute(QUERY)
             hold: Any = connection_of(watching)
-            assert not hold.used_elsewhere
+            assert not hold.used_elsewhere(Workers())
             ending = asyncio.ensure_future(wait(db.commit()))
             await asyncio.to_thread(slow.committing.wait, PATIENCE)
-            assert hold.used_elsewhere
+            assert hold.used_elsewhere(Workers())
             slow.go_on.set()
             await ending
-            assert not hold.used_elsewhere
+            assert not hold.used_elsewhere(Workers())
         await engine.dispose()
 
     asyncio.run(main())
@@ -379,22 +387,73 @@ def test_a_task_that_ends_a_transaction_may_use_it(
 def test_whoever_works_with_another_connection_does_not_use_this_one(
     watching: LeakGuard, slow: SlowCommits, engine: Engine
 ) -> None:
-    """Known by the statements that the thread has executed."""
-
-    def work() -> None:
-        with slow.engine.connect() as connection:
-            connection.execute(QUERY)
-            connection.commit()
-
-    with engine.connect() as connection:
+    """As the thread in which a request ends its transaction: it need not have begun it."""
+    with engine.connect() as connection, slow.engine.connect() as other:
         connection.execute(QUERY)
-        hold: Any = connection_of(watching)
-        thread = threading.Thread(target=work)
+        other.execute(QUERY)
+        hold, busy = (hold_of(one) for one in (connection, other))
+        thread = threading.Thread(target=other.commit)
         thread.start()
         assert slow.committing.wait(PATIENCE)
-        assert not hold.used_elsewhere
+        workers = Workers()
+        assert not hold.used_elsewhere(workers)
+        assert busy.used_elsewhere(workers)
         slow.go_on.set()
         thread.join()
+        assert busy.used_elsewhere(workers)  # it is of one moment
+        assert not busy.used_elsewhere(Workers())
+
+
+def test_rows_that_are_read_elsewhere_are_those_of_a_connection(
+    watching: LeakGuard, engine: Engine, tmp_path: Path
+) -> None:
+    """A result knows the connection that executed the statement."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Cursor(sqlite3.Cursor):
+        def fetchall(self) -> list[Any]:
+            reading.set()
+            assert go_on.wait(PATIENCE)
+            return super().fetchall()
+
+    class Connection(sqlite3.Connection):
+        def cursor(self, factory: Any = Cursor) -> Any:
+            return super().cursor(factory)
+
+    options = {"factory": Connection, "check_same_thread": False}
+    slow = create_engine(f"sqlite:///{tmp_path / 'rows.db'}", connect_args=options)
+    with engine.connect() as connection, slow.connect() as other:
+        connection.execute(QUERY)
+        result = other.execute(QUERY)
+        hold, busy = (hold_of(one) for one in (connection, other))
+        thread = threading.Thread(target=result.fetchall)
+        thread.start()
+        assert reading.wait(PATIENCE)
+        workers = Workers()
+        assert not hold.used_elsewhere(workers)
+        assert busy.used_elsewhere(workers)
+        go_on.set()
+        thread.join()
+    slow.dispose()
+
+
+def test_where_it_is_not_known_whose_transaction_it_is_it_may_be_any(
+    watching: LeakGuard, slow: SlowCommits, engine: Engine
+) -> None:
+    """As where a program ends that of the driver's own connection by SQLAlchemy's dialect."""
+    dialect: Any = slow.engine.dialect
+    proxy = slow.engine.raw_connection()
+    with engine.connect() as connection:
+        connection.execute(QUERY)
+        hold = hold_of(connection)
+        end = partial(dialect.do_commit, proxy.driver_connection)
+        thread = threading.Thread(target=end)
+        thread.start()
+        assert slow.committing.wait(PATIENCE)
+        assert hold.used_elsewhere(Workers())
+        slow.go_on.set()
+        thread.join()
+    proxy.close()
 
 
 # --- who has it -----------------------------------------------------------------------------------

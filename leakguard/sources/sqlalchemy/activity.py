@@ -7,14 +7,18 @@ SQLAlchemy's that executes it is on the stack of its thread or of its greenlet.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Iterable
 from functools import lru_cache
 from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
+from sqlalchemy.engine import Connection, CursorResult
+from sqlalchemy.pool import PoolProxiedConnection
+
 from leakguard.core.clock import monotonic
+from leakguard.core.collector import PAUSE
 from leakguard.core.scope import scopes_around
 from leakguard.core.stacks import (
     frames_of,
@@ -124,32 +128,62 @@ def is_in_database(stack: Stack) -> bool:
     return inside
 
 
-def works_in_other_threads(busy: Collection[int]) -> bool:
-    """Return whether a thread other than those in `busy` ends a transaction or reads rows.
+def worked_on_in_threads() -> frozenset[int]:
+    """List the connections with which a thread ends a transaction or reads rows at this moment.
 
-    It may do so with a connection that another one took: no event tells which.
+    By the `id()` of their proxies: no event tells of that, and it need not be the thread that took
+    the connection. `ANY` is among them where somebody does it with nobody knows which.
     """
-    stacks = thread_stacks().items()
-    return any(_ends_or_reads(stack) for number, stack in stacks if number not in busy)
+    return _worked_on(thread_stacks().values())
 
 
-def works_in_other_tasks(loop: AbstractEventLoop, busy: Collection[int]) -> bool:
-    """Return whether a task outside of any scope, not one of `busy`, does the same.
+def worked_on_in_tasks(loop: AbstractEventLoop) -> frozenset[int]:
+    """List those with which a task of a loop does the same that is outside of any scope.
 
     As the one that `asyncio.wait_for()`, `shield()` or `gather()` makes for a `commit()`.
     """
-    tasks = (task for task in asyncio.all_tasks(loop) if id(task) not in busy)
-    stacks = (task_stack(task) for task in tasks if next(scopes_around(task), None) is None)
-    return any(map(_ends_or_reads, stacks))
+    tasks = (task for task in asyncio.all_tasks(loop) if next(scopes_around(task), None) is None)
+    return _worked_on(map(task_stack, tasks))
 
 
-def _ends_or_reads(stack: Stack) -> bool:
-    return any(
-        frame.f_code.co_name in _ENDS_OR_READS and _module(frame).startswith("sqlalchemy.engine.")
-        for frame in frames_of(stack)
-    )
+def _worked_on(stacks: Iterable[Stack]) -> frozenset[int]:
+    numbers = (_worked_on_at(stack) for stack in stacks)
+    return frozenset(number for number in numbers if number is not None)
 
 
+def _worked_on_at(stack: Stack) -> int | None:
+    frames = frames_of(stack)
+    for number, frame in enumerate(frames):
+        if frame.f_code.co_name in _ENDS_OR_READS and _is_of_engine(frame):
+            # Who calls it knows more: a function of the user's may have the connection alone.
+            found = (_proxy_among(one) for one in frames[number:] if _is_of_engine(one))
+            return next((id(proxy) for proxy in found if proxy is not None), ANY)
+    return None
+
+
+def _is_of_engine(frame: FrameType) -> bool:
+    return _module(frame).startswith(("sqlalchemy.engine.", "sqlalchemy.pool."))
+
+
+def _proxy_among(frame: FrameType) -> object | None:
+    """Find the proxy of the connection that a function of SQLAlchemy's works with."""
+    with PAUSE:
+        values = list(frame.f_locals.values())
+    return next((proxy for proxy in map(_proxy_behind, values) if proxy is not None), None)
+
+
+def _proxy_behind(value: Any) -> object | None:  # noqa: ANN401  (whatever a variable has)
+    if isinstance(value, _RESULT):
+        value = value.connection
+    if isinstance(value, _CONNECTION):
+        value = value._dbapi_connection  # noqa: SLF001  (no public way; tested)
+    return value if isinstance(value, PoolProxiedConnection) else None
+
+
+_RESULT: Final[type[Any]] = CursorResult
+_CONNECTION: Final[type[Any]] = Connection
+ANY: Final = 0
+"""Stands for a connection of which it is not known which one it is; no object has that `id()`."""
 _ENDS_OR_READS: Final = frozenset(
     {"do_commit", "do_rollback", "fetchone", "fetchmany", "fetchall", "_fetchall_impl"}
 )

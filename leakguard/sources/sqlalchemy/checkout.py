@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leakguard.core.clock import monotonic
 from leakguard.core.finding import PoolUsage
 from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.sources.sqlalchemy.activity import (
+    ANY,
     Execution,
     is_in_database,
-    works_in_other_tasks,
-    works_in_other_threads,
+    worked_on_in_tasks,
+    worked_on_in_threads,
 )
 from leakguard.sources.sqlalchemy.drivers import (
     backend_pid,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from leakguard.core.callsite import CallSite
     from leakguard.core.stacks import Stack
+    from leakguard.core.workers import Workers
 
 
 class SessionUse(NamedTuple):
@@ -120,16 +123,14 @@ class Checkout(ConnectionHold):
         # Whoever has the driver's connection to himself may use it between any two looks.
         return self.by_connection and all(stream.tells for stream in self.streams)
 
-    @property
-    def used_elsewhere(self) -> bool:
-        others = [hold for hold in self.out.copy().values() if hold is not self]
-        executions = [hold.execution for hold in others]
-        if works_in_other_threads({one.thread for one in executions if one is not None}):
-            return True
+    def used_elsewhere(self, workers: Workers) -> bool:
+        used = workers.once("threads", worked_on_in_threads)
         # The tasks of a scope are looked at by whoever asks.
         loops = {holder.loop for holder in self.holders} if self.scope is None else ()
-        known = {id(holder.task) for hold in others for holder in hold.holders}
-        return any(loop is not None and works_in_other_tasks(loop, known) for loop in loops)
+        for loop in loops:
+            if loop is not None:
+                used |= workers.once(loop, partial(worked_on_in_tasks, loop))
+        return not used.isdisjoint((self.proxy_id, ANY))
 
     def occupied_by(self, stack: Stack) -> bool:
         return is_in_database(stack)
