@@ -39,6 +39,11 @@ class Holder(Protocol):
         """The task; `None` for other work, and for one that is gone."""
         ...
 
+    @property
+    def number(self) -> int:
+        """What `current_owner` calls it; it means something while the work runs."""
+        ...
+
     def running(self) -> bool:
         """Return whether the work that acquired the hold still runs."""
         ...
@@ -58,9 +63,10 @@ class Holder(Protocol):
 class TaskHolder:
     """An asyncio task."""
 
-    __slots__ = ("_function", "_loop", "_name", "_task")
+    __slots__ = ("_function", "_loop", "_name", "_task", "number")
 
     def __init__(self, task: AnyTask) -> None:
+        self.number = id(task)
         self._task = weakref.ref(task)
         self._name = task.get_name()
         self._loop = weakref.ref(task.get_loop())
@@ -100,11 +106,12 @@ class TaskHolder:
 class StrandHolder:
     """A task of trio's or a greenlet of gevent's."""
 
-    __slots__ = ("_name", "_work")
+    __slots__ = ("_name", "_work", "number")
     loop = None
     task = None
 
     def __init__(self, strand: Strand) -> None:
+        self.number = id(strand.work)
         self._work = weakref.ref(strand.work)
         self._name = strand.name
 
@@ -162,13 +169,13 @@ _THREAD_LOOPS: Final = (
 class ThreadHolder:
     """A function that a thread runs in a copy of the scope's context."""
 
-    __slots__ = ("_code", "_frame", "_name", "_run", "_thread")
+    __slots__ = ("_code", "_frame", "_name", "_run", "number")
     loop = None
     task = None
 
     def __init__(self, run: _ThreadRun) -> None:
         self._run = weakref.ref(run)
-        self._thread = run.thread
+        self.number = run.thread
         self._frame = run.frame
         self._code = run.code
         self._name = threading.current_thread().name
@@ -184,11 +191,11 @@ class ThreadHolder:
         """
         if self._run() is None:
             return False
-        return is_on_stack(self._frame, self._code, thread_stack(self._thread))
+        return is_on_stack(self._frame, self._code, thread_stack(self.number))
 
     def stack(self) -> Stack:
         """Return where the thread is, while it runs that function."""
-        return thread_stack(self._thread) if self.running() else []
+        return thread_stack(self.number) if self.running() else []
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it in the watch thread when the copy of the context goes."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
@@ -28,6 +28,8 @@ class Waiter(NamedTuple):
     """How long it has waited."""
     site: CallSite | None
     """Where; `None` where that is not known."""
+    work: int | None = None
+    """Who waits, as `current_owner` says; `None` where that is not known."""
     has_one: bool = False
     """Whether the pool has a connection for it, which is being opened or looked at."""
 
@@ -62,11 +64,14 @@ def survey(
     """
     under_way = list(waiters)
     waiting = [waiter for waiter in under_way if not waiter.has_one]
-    scopes = {waiter.scope for waiter in waiting if waiter.scope is not None}
+    works: defaultdict[Scope, set[int | None]] = defaultdict(set)
+    for waiter in waiting:
+        if waiter.scope is not None:
+            works[waiter.scope].add(waiter.work)
     held: list[_Member] = []
     for number, hold in enumerate(holds):
         stacks = list(workers.stacks(hold)) if number < _LOOKED_AT else []
-        held.append(_holder(hold, stacks, _use_of(hold, stacks, scopes, limits)))
+        held.append(_holder(hold, stacks, _use_of(hold, stacks, works, limits)))
     # Of the others those that have just got theirs are among the holds already.
     not_seen = max(0, (out or 0) - len(holds))
     opening = [waiter for waiter in under_way if waiter.has_one][:not_seen]
@@ -90,18 +95,37 @@ def _holder(hold: ConnectionHold, stacks: Sequence[Stack], use: Use) -> _Member:
 
 
 def _use_of(
-    hold: ConnectionHold, stacks: Iterable[Stack], waiting: set[Scope], limits: Limits
+    hold: ConnectionHold,
+    stacks: Iterable[Stack],
+    waiting: Mapping[Scope, Collection[int | None]],
+    limits: Limits,
 ) -> Use:
     if hold.guard.has_leaked(hold):
         return Use.LEAKED
-    if hold.scope is not None and hold.scope.closed_at is not None:
+    if _is_kept(hold):
         return Use.KEPT
     if hold.executing:
         timeout = _LONG if limits.timeout is None else limits.timeout
         return Use.LONG_STATEMENT if hold.executing_for > timeout else Use.EXECUTING
-    if hold.scope in waiting:
+    if _waits_for_more(hold, waiting):
         return Use.WAITING
     return _use_between_statements(hold, stacks, limits)
+
+
+def _is_kept(hold: ConnectionHold) -> bool:
+    ended = None if hold.scope is None else hold.scope.closed_at
+    return ended is not None and hold.acquired_monotonic < ended
+
+
+def _waits_for_more(hold: ConnectionHold, waiting: Mapping[Scope, Collection[int | None]]) -> bool:
+    """Return whether who has it waits for another one, and not merely a task beside it."""
+    works = None if hold.scope is None else waiting.get(hold.scope)
+    if works is None:
+        return False
+    holder = hold.holder
+    # The scope's own work may wait for all that it started. Of work that has ended, as of the
+    # thread that ran a dependency, the scope has what it left.
+    return holder is None or not holder.running() or holder.number in works
 
 
 def _use_between_statements(hold: ConnectionHold, stacks: Iterable[Stack], limits: Limits) -> Use:

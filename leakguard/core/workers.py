@@ -57,15 +57,16 @@ class Workers:
         for task in tasks:
             yield from _known(task_stack(task))
 
-    def stack_through(self, scope: Scope, frame: FrameType) -> Stack:
-        """Return where the task of a scope is whose stack has `frame` as innermost of a segment.
+    def task_through(self, scope: Scope, frame: FrameType) -> tuple[AnyTask | None, Stack]:
+        """Find the task in whose stack `frame` is the innermost of a segment, and that stack.
 
         That is how a greenlet is found, which does not know the task that it works for.
         """
         loop = None if scope.loop is None else scope.loop()
         tasks = [] if loop is None else self._of_scope(scope, loop)
-        stacks = map(task_stack, tasks)
-        return next((stack for stack in stacks if any(one is frame for one in stack)), [frame])
+        stacks = ((task, task_stack(task)) for task in tasks)
+        found = (one for one in stacks if any(segment is frame for segment in one[1]))
+        return next(found, (None, [frame]))
 
     def _of_scope(self, scope: Scope, loop: AbstractEventLoop) -> list[AnyTask]:
         tasks = self._by_scope.get(loop)

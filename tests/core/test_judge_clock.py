@@ -29,6 +29,7 @@ class FakeHolder:
     """Work that runs until the test says otherwise, and whose end nobody tells."""
 
     task = None
+    number = 1
 
     loop = None
 

@@ -55,6 +55,7 @@ class Elsewhere:
     """A holder that is a task of some loop."""
 
     task = None
+    number = 1
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None, *, runs: bool = True) -> None:
         self.loop = loop
@@ -84,7 +85,7 @@ def test_every_connection_is_in_some_use() -> None:
     in_use.used_monotonic = in_use.last_used - 0.5
     found = surveyed(
         *(leaked, waiting, busy(guard, 1.0), busy(guard, 5.0), idle, in_use),
-        waiters=(Waiter(scope, 4.0, PAY),),
+        waiters=(Waiter(scope, 4.0, PAY, work=1),),
         out=6,
     )
     assert {one.use: one.who for one in found.holders} == {
@@ -100,6 +101,28 @@ def test_every_connection_is_in_some_use() -> None:
     guard.uninstall()
 
 
+def test_work_that_waits_is_not_all_of_its_scope() -> None:
+    """Of twelve tasks with a connection each, those that have theirs wait for nobody."""
+    scope = Scope(make_guard(), "job", "job")
+    hold = FakeConnection(scope.guard, scope)
+
+    def uses(*waiters: Waiter) -> list[Use | None]:
+        return [one.use for one in surveyed(hold, waiters=waiters).holders]
+
+    for holder, work, use in (
+        (None, 2, Use.WAITING),  # the scope's own work waits for what it started
+        (Elsewhere(None), 1, Use.WAITING),
+        (Elsewhere(None), 2, Use.IN_USE),
+        (Elsewhere(None), None, Use.IN_USE),
+        (Elsewhere(None, runs=False), 2, Use.WAITING),  # as of a dependency that a thread ran
+    ):
+        hold.holder = holder
+        assert uses(Waiter(scope, 4.0, PAY, work)) == [use]
+    hold.holder = None
+    assert uses(Waiter(Scope(scope.guard, "job", "job"), 4.0, PAY, 2)) == [Use.IN_USE]
+    assert uses(Waiter(None, 4.0, PAY, 2)) == [Use.IN_USE]
+
+
 def test_what_is_kept_after_its_scope_is_not_merely_idle() -> None:
     """Though it is no finding: somebody may yet give it back, or it is allowed or ignored."""
 
@@ -112,6 +135,10 @@ def test_what_is_kept_after_its_scope_is_not_merely_idle() -> None:
         assert [one.use for one in surveyed(kept).holders] == [Use.IN_USE]
     kept.used_monotonic = kept.last_used - 60
     assert [one.use for one in surveyed(kept).holders] == [Use.KEPT]
+    # What work takes that goes on after its scope, it has not kept from there.
+    taken = take(guard, scope, GET_DB)
+    taken.acquired_monotonic = (scope.closed_at or 0.0) + 1
+    assert [one.use for one in surveyed(taken).holders] == [Use.IN_USE]
     guard.uninstall()
 
 

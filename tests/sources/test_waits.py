@@ -222,6 +222,51 @@ def test_tasks_that_wait_are_told(
     assert first.holders[0].use is Use.IN_USE or first.holders[0].use is Use.IDLE
 
 
+@pytest.mark.parametrize("more", [False, True])
+def test_what_waits_for_more_is_the_work_that_has_one(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path, more: bool
+) -> None:
+    """And not all of a scope: its tasks may have one each, and wait for nobody."""
+
+    async def main() -> None:
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path / 'test.db'}",
+            poolclass=AsyncAdaptedQueuePool,  # not the default before SQLAlchemy 2.0.38
+            pool_size=2,
+            max_overflow=0,
+            pool_timeout=0.5,
+        )
+        both = asyncio.Barrier(3)
+        end = asyncio.Event()
+
+        async def work() -> None:
+            async with AsyncSession(engine) as db:
+                await db.execute(QUERY)
+                await both.wait()
+                if more:
+                    async with AsyncSession(engine) as inner:
+                        await inner.execute(QUERY)
+                await end.wait()
+
+        async def late() -> None:
+            await both.wait()
+            async with engine.connect():
+                raise AssertionError("there was one")
+
+        async with guard.scope("import"):
+            tasks = [asyncio.create_task(one()) for one in (work, work, late)]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            end.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await engine.dispose()
+
+    asyncio.run(main())
+    first = next(one.exhaustion for one in recorder.findings if one.exhaustion is not None)
+    assert first.waiting == (3 if more else 1)
+    assert first.count(Use.IN_USE, Use.IDLE) == (0 if more else 2)
+    assert first.count(Use.WAITING) == (2 if more else 0)
+
+
 def test_a_checkout_that_stops_the_loop(
     guard: LeakGuard, recorder: Recorder, tmp_path: Path
 ) -> None:
@@ -413,9 +458,9 @@ def test_a_greenlet_that_has_ended_is_nowhere() -> None:
     ended = greenlet(len)
     ended.switch("")
     checkout = waits._UnderWay(0, 0.0, None, 0, weakref.ref(ended))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as it is for a moment
-    assert waits._stack_of(checkout, Workers()) == []  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
+    assert waits._work_of(checkout, Workers()) == (id(ended), [])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
     del ended
-    assert waits._stack_of(checkout, Workers()) == []  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
+    assert waits._work_of(checkout, Workers()) == (None, [])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
     assert not waits_for_pool(thread_stack(threading.get_ident()))
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.pool import Pool
 
 from leakguard.core.callsite import capture
 from leakguard.core.clock import monotonic
+from leakguard.core.holder import current_owner
 from leakguard.core.lock import LOCK
 from leakguard.core.pool import Wait
 from leakguard.core.scope import current_scope
@@ -174,26 +175,28 @@ class Waits:
             if (one.thread, one.greenlet) == own:
                 opener = None if one.scope is None else one.scope.opener
                 site = capture(frame, frames, parent_stacks, opener)
-                yield Waiter(one.scope, now - one.began, site)
+                yield Waiter(one.scope, now - one.began, site, current_owner())
             elif number >= _LOOKED_AT:
                 yield Waiter(one.scope, now - one.began, None)
             else:
-                stack = _stack_of(one, workers)
+                work, stack = _work_of(one, workers)
                 waits = not stack or waits_for_pool(stack)
                 site = call_site(stack, frames)
-                yield Waiter(one.scope, now - one.began, site, has_one=not waits)
+                yield Waiter(one.scope, now - one.began, site, work, has_one=not waits)
 
 
-def _stack_of(waiting: _UnderWay, workers: Workers) -> Stack:
+def _work_of(waiting: _UnderWay, workers: Workers) -> tuple[int | None, Stack]:
+    """Find who waits, as `current_owner` would call it, and where it is."""
     greenlet = waiting.greenlet()
     if greenlet is None:  # it has ended by now
-        return []
+        return None, []
     if greenlet.parent is None:
-        return thread_stack(waiting.thread)
+        return waiting.thread, thread_stack(waiting.thread)
     stack = greenlet_stack(greenlet)
     if not stack or waiting.scope is None:  # it runs, or is nobody's
-        return stack
-    return workers.stack_through(waiting.scope, stack[0])
+        return id(greenlet), stack
+    task, stack = workers.task_through(waiting.scope, stack[0])
+    return id(greenlet if task is None else task), stack
 
 
 _SURVEY_AGE: Final = 0.1
