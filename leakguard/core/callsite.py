@@ -32,9 +32,9 @@ Opener = tuple[int, CodeType]
 _MACHINERY: Final = frozenset(
     (  # noqa: SIM905  (a list of words reads best as words)
         "aiomysql aiosqlite alembic anyio asyncmy asyncpg fastapi fastapi_cli flask_sqlalchemy "
-        "greenlet gunicorn h11 httptools hypercorn jinja2 leakguard pluggy prometheus_client "
-        "psycopg psycopg_pool pydantic pymysql pytest _pytest sentry_sdk sniffio sqlalchemy "
-        "sqlmodel starlette trio uvicorn uvloop"
+        "gevent greenlet gunicorn h11 httptools hypercorn jinja2 leakguard pluggy "
+        "prometheus_client psycopg psycopg_pool pydantic pymysql pytest _pytest sentry_sdk "
+        "sniffio sqlalchemy sqlmodel starlette trio uvicorn uvloop"
     ).split()
 )
 """Packages that stand between the user's line and leakguard, wherever they are installed."""

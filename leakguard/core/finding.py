@@ -135,11 +135,11 @@ class Finding:
     exhaustion: Exhaustion | None = None
     """Who had the connections of the pool that was exhausted, and who waited."""
     count: int = 1
-    """How often this fingerprint was found so far in this process, this one included."""
+    """How often this mistake was found so far in this process, this one included."""
     first_seen: datetime = field(default_factory=lambda: datetime.now().astimezone())
-    """When this fingerprint was first found in this process."""
+    """When this mistake was first found in this process."""
     first_scope: str | None = None
-    """The name of the scope in which this fingerprint was first found."""
+    """The name of the scope in which this mistake was first found."""
     resolution: str | None = None
     """How the connection came back after all; `None` while it has not."""
 
@@ -147,6 +147,19 @@ class Finding:
     def severity(self) -> Severity:
         """How much it matters."""
         return self.kind.severity
+
+    @property
+    def mistake(self) -> str:
+        """Tells it apart from other mistakes in this process.
+
+        Functions of one name in one file, as two lambdas, have one fingerprint.
+        """
+        group = None if self.exhaustion is None else self.exhaustion.main_group
+        sites = [self.evidence.now_at, None if group is None else group.site]
+        if self.hold is not None:
+            sites += self.hold.created_at, self.hold.acquired_at
+        lines = [str(site.line) for site in sites if site is not None]
+        return " ".join([self.fingerprint, *lines])
 
     @property
     def resolved(self) -> bool:
@@ -194,11 +207,12 @@ def fingerprint(
     Neither the folder of the project nor the lines above a function are part of it, so that
     it survives a move to another host and an edit elsewhere in the file.
     """
-    parts = [kind.value, _position(created_at), _position(acquired_at), *more]
+    parts = [kind.value, position(created_at), position(acquired_at), *more]
     return hashlib.blake2s("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 
-def _position(site: CallSite | None) -> str:
+def position(site: CallSite | None) -> str:
+    """Name a line relative to its function, the same in every process."""
     if site is None:
         return "-"
     # By numbers, because Python hashes the whole of a code object each time.

@@ -1,4 +1,4 @@
-"""The register: makes findings out of verdicts, and counts them by fingerprint."""
+"""The register: makes findings out of verdicts, and counts them by mistake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from leakguard.core.diagnosis import Case, diagnose
 from leakguard.core.faults import FROM_OUTSIDE
-from leakguard.core.finding import Evidence, Finding, FindingKind, Severity, fingerprint
+from leakguard.core.finding import Evidence, Finding, FindingKind, Severity, fingerprint, position
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.lock import LOCK
 from leakguard.core.pool_diagnosis import diagnose_pool
@@ -78,10 +78,11 @@ class Register:
         return False
 
     def _count(self, finding: Finding) -> None:
+        mistake = finding.mistake
         name = None if finding.scope is None else finding.scope.name
         with LOCK:
-            seen = self._seen.setdefault(finding.fingerprint, _Seen(0, finding.first_seen, name))
-            self._seen.move_to_end(finding.fingerprint)
+            seen = self._seen.setdefault(mistake, _Seen(0, finding.first_seen, name))
+            self._seen.move_to_end(mistake)
             if len(self._seen) > self.LIMIT:
                 self._seen.popitem(last=False)
             seen.count += 1
@@ -94,13 +95,17 @@ def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -
     """Write down what is known of a hold now, before it changes."""
     hold.find_owner()
     connection = hold if isinstance(hold, ConnectionHold) else None
+    # What is slow is the mistake, and not who took the connection.
+    now_at = None if connection is None or kind is not FindingKind.HELD else connection.now_at
     return Finding(
         kind=kind,
         hold=hold,
         scope=hold.scope,
         pool=hold.pool or None,
         hint=diagnose(case_of(hold, kind)),
-        fingerprint=fingerprint(kind, hold.created_at, hold.acquired_at),
+        fingerprint=fingerprint(
+            kind, hold.created_at, hold.acquired_at, *(() if now_at is None else [position(now_at)])
+        ),
         evidence=Evidence(
             held_for=hold.held_for,
             idle_for=_idle_for(hold, kind),
@@ -109,9 +114,7 @@ def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -
             outlived_by=hold.outlived_by,
             waited_for_return=hold.waited_for_return,
             late_by=None if connection is None else connection.late_by,
-            now_at=connection.now_at
-            if connection is not None and kind is FindingKind.HELD
-            else None,
+            now_at=now_at,
         ),
         also=also,
         # Not for notices, which healthy requests may have: it looks at every connection out.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, NamedTuple
+from sys import modules
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import ref
 
 from leakguard.core.clock import monotonic
 from leakguard.core.hold import take_out
 from leakguard.core.holder import current_owner
+from leakguard.core.strand import GEVENT, TRIO, current_strand
 from leakguard.core.tasks import context_of, loop_ref
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite, Opener
     from leakguard.core.guard import Guard
     from leakguard.core.hold import ConnectionHold, Hold
+    from leakguard.core.stacks import Stack
     from leakguard.core.tasks import AnyTask
     from leakguard.core.trace import Trace
 
@@ -89,6 +93,8 @@ class Scope:
     """The code of the function that the route names."""
     foreign_block: AllowedBlock | None = None
     """The block of `allow` that is another request's, in whose context this one began."""
+    strand: ref[Any] | None = None
+    """The task of trio's or greenlet of gevent's that opened it, where it was one."""
     sessions_collected: Tally | None = None
     """Its sessions that the garbage collector took, because nobody closed them."""
     sessions_unclosed: Tally | None = None
@@ -120,6 +126,9 @@ class Scope:
         something while it is open."""
         self.loop = loop_ref()
         """The event loop in which it was opened."""
+        if TRIO in modules or GEVENT in modules:
+            strand = current_strand()
+            self.strand = None if strand is None else ref(strand.work)
         self.opened_at = monotonic()
         """When it began; this and the next two in seconds of `time.monotonic()`."""
         self.closed_at: float | None = None
@@ -183,6 +192,10 @@ class Scope:
     def events(self) -> tuple[Event, ...]:
         """The lifecycle so far, where the settings keep it."""
         return () if self.event_log is None else self.event_log.all()
+
+    def serves(self, stack: Stack) -> bool:  # noqa: ARG002  (most scopes are the work of one)
+        """Return whether work that is there is seen to do what the scope was opened for."""
+        return False
 
     def take_out(self, hold: Hold) -> bool:
         """Take a hold out; `False` where somebody else was first, or it never was there."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from leakguard.core.scope import scopes_around
 from leakguard.core.stacks import Stack, task_stack, thread_stack
+from leakguard.core.strand import strand_stack
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -40,8 +41,8 @@ class Workers:
     def stacks(self, hold: ConnectionHold) -> Iterator[Stack]:
         """Return where they are, those first that are the most likely to have it.
 
-        That is who acquired it, who constructed its session, who opened the scope, and the other
-        tasks of the scope.
+        That is who acquired it, who constructed its session, who does what the scope is for, who
+        opened the scope, and the other tasks of the scope.
         """
         for holder in hold.holders:
             yield from _known(holder.stack())
@@ -50,12 +51,14 @@ class Workers:
             return
         loop = None if scope.loop is None else scope.loop()
         if loop is None:
-            yield from _known(thread_stack(scope.owner))
+            work = None if scope.strand is None else scope.strand()
+            yield from _known(thread_stack(scope.owner) if work is None else strand_stack(work))
             return
-        tasks = self._of_scope(scope, loop)
-        tasks.sort(key=lambda task: id(task) != scope.owner)
-        for task in tasks:
-            yield from _known(task_stack(task))
+        tasks = sorted(self._of_scope(scope, loop), key=lambda task: id(task) != scope.owner)
+        stacks = [task_stack(task) for task in tasks]
+        # Starlette runs an application behind a middleware of functions in a task of its own.
+        for stack in sorted(stacks, key=lambda stack: not scope.serves(stack)):
+            yield from _known(stack)
 
     def task_through(self, scope: Scope, frame: FrameType) -> tuple[AnyTask | None, Stack]:
         """Find the task in whose stack `frame` is the innermost of a segment, and that stack.

@@ -40,6 +40,10 @@ class Log(Observer):
     """
 
     LIMIT: Final = 1000
+    """Of how many mistakes it is remembered when they were logged; the one longest unseen is
+    forgotten."""
+    POOLS: Final = 20
+    """Of how many pools of one mistake; all others are counted together."""
 
     def __init__(
         self,
@@ -59,16 +63,17 @@ class Log(Observer):
                 "logger", logger, "must be a logging.Logger, or None for leakguard's"
             )
         self._logger = logging.getLogger("leakguard") if logger is None else logger
-        self._lines: OrderedDict[str, _Line] = OrderedDict()
+        self._lines: OrderedDict[str, dict[tuple[str | None, ...], _Line]] = OrderedDict()
 
     def found(self, finding: Finding) -> None:
         """Log it in full the first time, then one counting line at most every `repeat_after`.
 
-        Where one line leaks connections of several pools, that goes for each of the pools.
+        Where one line leaks connections of several pools, that goes for each of the pools, up to
+        `POOLS` of them.
         """
         if finding.severity is Severity.NOTICE and not self._notices:
             return
-        times = self._due(_key(finding), monotonic())
+        times = self._due(finding.mistake, finding.pool, monotonic())
         if times is None:
             return
         text = render(finding) if times == 0 else repetition(finding, times)
@@ -79,26 +84,30 @@ class Log(Observer):
         notice = finding.severity is Severity.NOTICE
         if notice and not self._notices:
             return
-        times = self._due(f"resolved {_key(finding)}", monotonic())
+        times = self._due(f"resolved {finding.mistake}", finding.pool, monotonic())
         if times is not None:
             # A level that is shown wherever the error was shown.
             level = logging.INFO if notice else logging.WARNING
             text = resolution(finding, max(0, times - 1))
             self._logger.log(level, "%s", text, extra=fields_of(finding))
 
-    def _due(self, key: str, now: float) -> int | None:
+    def _due(self, what: str, pool: str | None, now: float) -> int | None:
         """Return how many occurrences the line to log now stands for.
 
         0: log in full. `None`: not now.
         """
         with LOCK:
-            line = self._lines.get(key)
+            lines = self._lines.setdefault(what, {})
+            self._lines.move_to_end(what)
+            if len(self._lines) > self.LIMIT:
+                self._lines.popitem(last=False)
+            # The pool is no part of a mistake; but whose pool runs dry looks for its name in the
+            # log. There may be one for each of a thousand tenants.
+            key = (pool,) if (pool,) in lines or len(lines) < self.POOLS else _OTHERS
+            line = lines.get(key)
             if line is None:
-                self._lines[key] = _Line(now + self._repeat_after)
-                if len(self._lines) > self.LIMIT:
-                    self._lines.popitem(last=False)
+                lines[key] = _Line(now + self._repeat_after)
                 return 0
-            self._lines.move_to_end(key)
             line.unlogged += 1
             if now < line.next_at:
                 return None
@@ -107,9 +116,8 @@ class Log(Observer):
             return times
 
 
-def _key(finding: Finding) -> str:
-    # The pool is no part of a fingerprint; but whose pool runs dry looks for its name in the log.
-    return f"{finding.fingerprint} {finding.pool}"
+_OTHERS: Final = ()
+"""Stands for the pools of which there are too many."""
 
 
 def fields_of(finding: Finding) -> dict[str, Any]:

@@ -29,13 +29,14 @@ class Warnings(Observer):
         self._warned: dict[str, None] = {}
 
     def found(self, finding: Finding) -> None:
-        """Warn of the first finding of a fingerprint, if it is an error."""
+        """Warn of the first finding of a mistake, if it is an error."""
         hold = finding.hold
         if hold is None or finding.severity is not Severity.ERROR:
             return
-        if finding.fingerprint in self._warned or len(self._warned) >= self.LIMIT:
+        mistake = finding.mistake
+        if mistake in self._warned or len(self._warned) >= self.LIMIT:
             return
-        self._warned[finding.fingerprint] = None
+        self._warned[mistake] = None
         site = hold.created_at or hold.acquired_at
         if site is not None:
             _warn(advice(finding), site)

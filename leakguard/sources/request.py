@@ -11,11 +11,13 @@ from leakguard.core.allow import allowed_block
 from leakguard.core.clock import monotonic
 from leakguard.core.faults import FAULTS
 from leakguard.core.scope import Scope, current_scope
+from leakguard.core.stacks import frames_of
 from leakguard.sources.routes import (
     UNMATCHED,
     AsgiScope,
     RouteLookup,
     is_routed,
+    is_routing,
     known_template,
     routed_scope,
 )
@@ -23,6 +25,7 @@ from leakguard.sources.routes import (
 if TYPE_CHECKING:
     from leakguard.core.allow import AllowedBlock
     from leakguard.core.guard import Guard
+    from leakguard.core.stacks import Stack
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -93,6 +96,10 @@ class RequestScope(Scope):
     def method(self) -> str | None:
         """The HTTP method; `None` for a WebSocket connection."""
         return self._method
+
+    def serves(self, stack: Stack) -> bool:
+        """Return whether it runs what the router chose, for which a middleware may only wait."""
+        return any(is_routing(frame) for frame in frames_of(stack))
 
     def note_exception(self, error: BaseException) -> None:
         """Note the exception that leaves the application, and what the client gets for it."""

@@ -87,8 +87,13 @@ def routed_scope(frame: FrameType | None, error: BaseException | None) -> AsgiSc
     return found
 
 
+def is_routing(frame: FrameType) -> bool:
+    """Return whether a frame is of the frameworks' routing, which calls what a route names."""
+    return frame.f_globals.get("__name__") in _ROUTING
+
+
 def _scope_of(frame: FrameType) -> AsgiScope | None:
-    if frame.f_globals.get("__name__") not in _ROUTING:
+    if not is_routing(frame):
         return None
     scope = frame.f_locals.get("scope")
     if not isinstance(scope, MutableMapping) or "router" not in scope:

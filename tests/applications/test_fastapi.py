@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request, Response
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
+from starlette.middleware.base import RequestResponseEndpoint
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
-from leakguard import LeakGuard, LeakGuardMiddleware, allow
+from leakguard import Finding, FindingKind, LeakGuard, LeakGuardMiddleware, allow
 from leakguard.core.settings import MODE_VARIABLE, Mode
-from tests.support import Recorder, fetch
+from tests.support import PATIENCE, Recorder, fetch, line_marked
+
+HERE = sys.modules[__name__]
 
 
 def test_a_synchronous_dependency_may_allow(
@@ -38,6 +44,49 @@ def test_a_synchronous_dependency_may_allow(
     assert fetch(app, "/").json() == 1
     assert recorder.findings == []
     kept[0].close()
+
+
+@pytest.mark.parametrize("path", ["/async", "/sync"])
+def test_what_is_slow_is_named_behind_a_middleware_of_functions(path: str, engine: Engine) -> None:
+    """Starlette runs the application in another task: the one of the request waits for it."""
+    found = threading.Event()
+
+    class Slow(Recorder):
+        def found(self, finding: Finding) -> None:
+            super().found(finding)
+            found.set()
+
+    def get_db() -> Iterator[Session]:
+        with Session(engine) as db:
+            yield db
+
+    def get_user(db: Session = Depends(get_db)) -> int:  # noqa: B008  (the form that most code has)
+        return int(db.execute(text("SELECT 1")).scalar_one())
+
+    recorder = Slow()
+    app = FastAPI()
+
+    @app.middleware("http")
+    async def timing(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+    @app.get("/async")
+    async def read_async(user: int = Depends(get_user)) -> int:  # noqa: FAST002  (the same)
+        await asyncio.to_thread(found.wait, PATIENCE)  # slow async
+        return user
+
+    @app.get("/sync")
+    def read_sync(user: int = Depends(get_user)) -> int:  # noqa: FAST002  (the same)
+        found.wait(PATIENCE)  # slow sync
+        return user
+
+    guard = LeakGuard(mode="testing", observers=[recorder], held_after=0.05)
+    app.add_middleware(LeakGuardMiddleware, guard=guard)
+    with guard:
+        assert fetch(app, path).json() == 1
+    finding = next(one for one in recorder.findings if one.kind is FindingKind.HELD)
+    assert finding.evidence.now_at is not None
+    assert finding.evidence.now_at.line == line_marked(HERE, f"slow {path[1:]}")
 
 
 @pytest.mark.parametrize("debug, mode", [(True, Mode.DEVELOPMENT), (False, Mode.PRODUCTION)])

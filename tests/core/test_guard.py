@@ -718,7 +718,7 @@ def test_two_that_resolve_at_once_resolve_it_once(
             return self._released
 
         @released_monotonic.setter
-        def released_monotonic(self, value: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]  # the same, looked at
+        def released_monotonic(self, value: float | None) -> None:
             self.armed = False
             self._released: float | None = value
 

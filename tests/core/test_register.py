@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 
 from leakguard import FindingKind, Severity
-from leakguard.core.finding import Evidence, PoolUsage, fingerprint
+from leakguard.core.finding import Evidence, PoolUsage, fingerprint, position
 from leakguard.core.register import Register, case_of, make_finding
 from tests.core.fakes import (
     FakeConnection,
@@ -47,6 +47,28 @@ def test_different_mistakes_are_counted_apart(recorder: Recorder) -> None:
         take(guard, scope, second).collect()
     assert [finding.count for finding in recorder.findings] == [1, 1, 1]
     guard.uninstall()
+
+
+def test_functions_of_one_name_are_counted_apart(recorder: Recorder) -> None:
+    """Two endpoints may be called `read`, and have one fingerprint."""
+    guard = installed(recorder)
+    with guard.scope("job") as scope:
+        for line in (41, 90, 41):
+            take(guard, scope, site_at("app/items.py", line, "read"))
+    assert [finding.count for finding in recorder.findings] == [1, 1, 2]
+    assert len({finding.fingerprint for finding in recorder.findings}) == 1
+    guard.uninstall()
+
+
+def test_what_is_slow_tells_held_connections_apart() -> None:
+    """They may all be taken on one line, as by a dependency."""
+    hold = FakeConnection(make_guard(), None, here())
+    held, leaked = set[str](), set[str]()
+    for line in (41, 42, 41):
+        hold.now_at = site_at("app/items.py", line, f"read_{line}")
+        held.add(make_finding(hold, FindingKind.HELD, ()).fingerprint)
+        leaked.add(make_finding(hold, FindingKind.LEAKED, ()).fingerprint)
+    assert (len(held), len(leaked)) == (2, 1)
 
 
 def test_the_register_is_bounded(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +191,8 @@ def test_what_is_known_is_written_down(kind: FindingKind, statements: bool) -> N
     assert (finding.kind, finding.hold, finding.scope) == (kind, hold, scope)
     assert finding.pool == "main"
     assert finding.hint.fix
-    assert finding.fingerprint == fingerprint(kind, hold.session.site, hold.site)
+    slow = [position(hold.now_at)] if kind is FindingKind.HELD else []
+    assert finding.fingerprint == fingerprint(kind, hold.session.site, hold.site, *slow)
     assert finding.also == (FindingKind.NESTED_CHECKOUT,)
     assert finding.usage == (None if kind.severity is Severity.NOTICE else hold.fake_usage)
     assert finding.evidence == Evidence(

@@ -19,10 +19,11 @@ from greenlet import getcurrent, greenlet
 
 from leakguard import FindingKind, Hold
 from leakguard.core.holder import Holder, current_holder
-from leakguard.core.scope import current_scope
+from leakguard.core.scope import Scope, current_scope
 from leakguard.core.stacks import frames_of
 from leakguard.core.strand import current_strand
-from tests.core.fakes import installed, take
+from leakguard.core.workers import Workers
+from tests.core.fakes import FakeConnection, installed, take
 from tests.support import PATIENCE, Recorder, drain_watch
 
 Work = Callable[[Callable[[], None]], None]
@@ -149,6 +150,24 @@ def test_a_strand_tells_where_it_waits(library: Trio | Gevent) -> None:
     del end
     gc.collect()
     assert holder.stack() == []
+
+
+def test_the_strand_of_a_scope_tells_where_it_waits(library: Trio | Gevent) -> None:
+    """What the scope's own work has, it has in no thread of its own; nowhere once it has ended."""
+    guard = installed()
+    holds: list[FakeConnection] = []
+
+    def open_scope() -> None:
+        holds.append(FakeConnection(guard, Scope(guard, "request", "http")))
+
+    end = library.start(open_scope, lambda: None)
+    [stack] = Workers().stacks(holds[0])
+    assert "work" in [frame.f_code.co_name for frame in frames_of(stack)]
+    end()
+    del end
+    gc.collect()
+    assert list(Workers().stacks(holds[0])) == []
+    guard.uninstall()
 
 
 def test_the_end_of_a_strand_is_told_when_it_goes(library: Trio | Gevent) -> None:

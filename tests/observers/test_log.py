@@ -8,8 +8,9 @@ import logging
 import pytest
 
 from leakguard import Finding, FindingKind, Log, SettingsError
+from leakguard.core.register import make_finding as finding_of
 from leakguard.observers.log import fields_of
-from tests.core.fakes import make_finding
+from tests.core.fakes import FakeConnection, ended_scope, make_finding, make_guard, site_at
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -51,12 +52,25 @@ def test_after_the_interval_one_line_stands_for_all_since(
 def test_different_findings_do_not_suppress_one_another(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each fingerprint has a first time of its own."""
+    """Each mistake has a first time of its own."""
     log = Log()
     for name in ("a", "b", "a", "b"):
         finding = make_finding()
         finding.fingerprint = name
         log.found(finding)
+    assert len(logged(caplog)) == 2
+
+
+def test_functions_of_one_name_do_not_suppress_one_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two endpoints may be called `read`; two lambdas always have the same name."""
+    log = Log()
+    guard = make_guard()
+    for line in (41, 90, 41, 90):
+        site = site_at("app/items.py", line, "read")
+        hold = FakeConnection(guard, ended_scope(guard, "job"), site)
+        log.found(finding_of(hold, FindingKind.LEAKED, ()))
     assert len(logged(caplog)) == 2
 
 
@@ -72,6 +86,21 @@ def test_one_mistake_is_logged_for_each_pool(caplog: pytest.LogCaptureFixture) -
     found = [line.split("\n")[0] for line in logged(caplog) if line.startswith("leaked")]
     assert [line.rpartition(" ")[2] for line in found] == ['"orders"', '"billing"']
     assert len(logged(caplog)) == 4
+
+
+def test_of_very_many_pools_most_are_counted_together(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where each of a thousand tenants has an engine: one mistake is a few reports."""
+    monkeypatch.setattr(Log, "POOLS", 3)
+    log = Log(repeat_after=3600)
+    for _ in range(3):
+        for number in range(10):
+            finding = make_finding()
+            finding.pool = f"tenant {number}"
+            log.found(finding)
+    found = [line.split("\n")[0].rpartition(" of pool ")[2] for line in logged(caplog)]
+    assert found == [f'"tenant {number}"' for number in range(4)]
 
 
 @pytest.mark.parametrize(

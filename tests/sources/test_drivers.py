@@ -11,6 +11,7 @@ from leakguard.sources.sqlalchemy.drivers import (
     backend_pid,
     driver_in_transaction,
     is_active,
+    listens,
     read_position,
 )
 
@@ -75,6 +76,21 @@ def test_an_open_transaction(connection: object, state: bool | None) -> None:
 def test_a_command_that_runs(connection: object, active: bool) -> None:
     """The drivers on libpq know; of another one, a method of the same name says something else."""
     assert is_active(connection) is active
+
+
+@pytest.mark.parametrize(
+    "connection, listening",
+    [
+        (SimpleNamespace(_listeners={"orders": {print}}), True),
+        (SimpleNamespace(_listeners={}), False),
+        (Dead(), False),
+        (None, False),
+    ],
+    ids=["asyncpg", "asyncpg-idle", "dead", "none"],
+)
+def test_who_waits_for_notifications(connection: object, listening: bool) -> None:
+    """Of a connection that listens nobody expects statements."""
+    assert listens(connection) is listening
 
 
 def test_the_position_of_a_cursor() -> None:

@@ -19,6 +19,7 @@ from leakguard.sources.sqlalchemy.drivers import (
     backend_pid,
     driver_in_transaction,
     is_active,
+    listens,
 )
 from leakguard.sources.sqlalchemy.pools import PoolFacts, pool_fill
 
@@ -121,7 +122,10 @@ class Checkout(ConnectionHold):
     @property
     def tells_idleness(self) -> bool:
         # Whoever has the driver's connection to himself may use it between any two looks.
-        return self.by_connection and all(stream.tells for stream in self.streams)
+        if not (self.by_connection and all(stream.tells for stream in self.streams)):
+            return False
+        proxy = self.ref()
+        return proxy is None or not listens(proxy.driver_connection)
 
     def used_elsewhere(self, workers: Workers) -> bool:
         used = workers.once("threads", worked_on_in_threads)

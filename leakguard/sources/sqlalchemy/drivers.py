@@ -39,6 +39,11 @@ def is_active(connection: Any) -> bool:  # noqa: ANN401  (any driver's)
     return any(status == _ACTIVE and status is not True for status in statuses)
 
 
+def listens(connection: Any) -> bool:  # noqa: ANN401  (any driver's)
+    """Return whether it waits for notifications, as far as its driver says so."""
+    return bool(_asked(lambda one: one._listeners, connection))  # noqa: SLF001  (asyncpg; no public way, tested)
+
+
 def read_position(cursor: Any) -> object | None:  # noqa: ANN401  (any driver's)
     """Return what changes when rows are read by a cursor; `None` where the driver does not tell."""
     inner = getattr(cursor, "_cursor", None)  # of one that SQLAlchemy adapts for asyncio
