@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Final, Unpack
 
+from leakguard.core.faults import LOGGER
 from leakguard.core.guard import Guard
 from leakguard.core.settings import Mode, Options, build_settings, default_mode
 from leakguard.core.watch import WATCH
@@ -19,7 +20,7 @@ from leakguard.sources.routes import layers
 from leakguard.sources.sqlalchemy import SQLALCHEMY, check_engines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from leakguard.core.observer import Observer
 
@@ -85,10 +86,21 @@ class LeakGuardMiddleware(ScopeMiddleware):
         super().__init__(app, guard)
 
 
+def _metrics() -> Iterator[Observer]:
+    """Count in the default registry, unless somebody has other metrics of the same names there.
+
+    Nobody asked for it by name: an application must not fail for it.
+    """
+    try:
+        yield Prometheus()
+    except SettingsError as error:
+        LOGGER.error("there are no metrics: %s", error)
+
+
 _DEFAULT_OBSERVERS: Final[dict[Mode, Callable[[], tuple[Observer, ...]]]] = {
     Mode.OFF: lambda: (),
-    Mode.PRODUCTION: lambda: (Log(notices=False), Prometheus()),
-    Mode.DEVELOPMENT: lambda: (Log(notices=True), Warnings(), Prometheus(), History()),
+    Mode.PRODUCTION: lambda: (Log(notices=False), *_metrics()),
+    Mode.DEVELOPMENT: lambda: (Log(notices=True), Warnings(), *_metrics(), History()),
     Mode.TESTING: lambda: (History(),),
 }
 """Makes the observers of a mode, anew for each guard."""

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
@@ -62,6 +63,23 @@ def test_notices_are_logged_in_development_only(
         "nested_checkout"
     ] * lines
     engine.dispose()
+
+
+def test_an_application_with_metrics_of_the_same_names_goes_on_without_these(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that counts its pools by OpenTelemetry's names itself: nobody asked for ours."""
+    registry = CollectorRegistry()
+    monkeypatch.setattr(Prometheus.__init__, "__defaults__", (registry,))
+    Gauge("db_client_connection_max", "The application's own.", registry=registry)
+    guard = LeakGuard(mode="production")
+    assert [type(one) for one in guard.observers] == [Log]
+    [record] = caplog.records
+    assert record.getMessage().startswith("there are no metrics: registry=")
+    assert "db_client_connection_max" in record.getMessage()
+    assert record.getMessage().endswith("or pass Prometheus(CollectorRegistry())")
+    with pytest.raises(SettingsError, match="must have no other metrics"):
+        Prometheus(registry)
 
 
 def test_observers_that_are_given_replace_the_default_ones() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from leakguard.core.clock import monotonic
@@ -14,10 +16,12 @@ from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
 from leakguard.core.report import render, repetition, resolution
 from leakguard.core.settings import check_flag, check_seconds
+from leakguard.core.watch import WATCH
 from leakguard.exceptions import SettingsError
 
 if TYPE_CHECKING:
     from leakguard.core.finding import Finding
+    from leakguard.core.guard import Guard
 
 _LEVELS: Final = {
     Severity.ERROR: logging.ERROR,
@@ -28,8 +32,16 @@ _LEVELS: Final = {
 
 @dataclass(slots=True)
 class _Line:
-    next_at: float
+    """What was logged of one mistake in one pool, or of its resolutions."""
+
+    next_at: float | None = None
+    """From when on there may be a line again, in seconds of `time.monotonic()`; `None` where there
+    was none yet."""
     unlogged: int = 0
+    last: Finding | None = None
+    """The latest that was not logged."""
+    planned: bool = False
+    """Whether the watch will log that, if nobody else does before."""
 
 
 class Log(Observer):
@@ -71,51 +83,78 @@ class Log(Observer):
         Where one line leaks connections of several pools, that goes for each of the pools, up to
         `POOLS` of them.
         """
-        if finding.severity is Severity.NOTICE and not self._notices:
-            return
-        times = self._due(finding.mistake, finding.pool, monotonic())
-        if times is None:
-            return
-        text = render(finding) if times == 0 else repetition(finding, times)
-        self._logger.log(_LEVELS[finding.severity], "%s", text, extra=fields_of(finding))
+        if self._notices or finding.severity is not Severity.NOTICE:
+            self._log_or_count(finding.mistake, finding, self._log_found)
 
     def resolved(self, finding: Finding) -> None:
         """Log how long the connection was out; the notices' only where notices are logged."""
-        notice = finding.severity is Severity.NOTICE
-        if notice and not self._notices:
-            return
-        times = self._due(f"resolved {finding.mistake}", finding.pool, monotonic())
-        if times is not None:
-            # A level that is shown wherever the error was shown.
-            level = logging.INFO if notice else logging.WARNING
-            text = resolution(finding, max(0, times - 1))
-            self._logger.log(level, "%s", text, extra=fields_of(finding))
+        if self._notices or finding.severity is not Severity.NOTICE:
+            self._log_or_count(_RESOLVED + finding.mistake, finding, self._log_resolved)
 
-    def _due(self, what: str, pool: str | None, now: float) -> int | None:
-        """Return how many occurrences the line to log now stands for.
-
-        0: log in full. `None`: not now.
-        """
+    def uninstalled(self, guard: Guard) -> None:  # noqa: ARG002  (the others' may as well be logged)
+        """Log what was counted and not logged: nobody may come to do it later."""
         with LOCK:
-            lines = self._lines.setdefault(what, {})
-            self._lines.move_to_end(what)
-            if len(self._lines) > self.LIMIT:
-                self._lines.popitem(last=False)
-            # The pool is no part of a mistake; but whose pool runs dry looks for its name in the
-            # log. There may be one for each of a thousand tenants.
-            key = (pool,) if (pool,) in lines or len(lines) < self.POOLS else _OTHERS
-            line = lines.get(key)
-            if line is None:
-                lines[key] = _Line(now + self._repeat_after)
-                return 0
-            line.unlogged += 1
-            if now < line.next_at:
-                return None
-            times, line.unlogged = line.unlogged, 0
-            line.next_at = now + self._repeat_after
-            return times
+            lines = [
+                (line, self._log_resolved if what.startswith(_RESOLVED) else self._log_found)
+                for what, by_pool in self._lines.items()
+                for line in by_pool.values()
+            ]
+        for line, write in lines:
+            self._catch_up(line, write)
+
+    def _log_or_count(self, what: str, finding: Finding, write: _Write) -> None:
+        now = monotonic()
+        with LOCK:
+            line = self._line_of(what, finding.pool)
+            first = line.next_at is None
+            if line.next_at is None:
+                line.next_at = now + self._repeat_after
+            else:
+                line.unlogged += 1
+                line.last = finding
+            next_at = line.next_at
+        if first:
+            write(finding, 0)
+        elif now >= next_at:
+            self._catch_up(line, write)
+        elif not line.planned and WATCH.started:
+            line.planned = True
+            WATCH.post_at(next_at, partial(self._catch_up, line, write))
+
+    def _catch_up(self, line: _Line, write: _Write) -> None:
+        """Log the line that stands for all that were counted."""
+        with LOCK:
+            last, times = line.last, line.unlogged
+            line.last, line.unlogged, line.planned = None, 0, False
+            line.next_at = monotonic() + self._repeat_after
+        if last is not None:
+            write(last, times)
+
+    def _line_of(self, what: str, pool: str | None) -> _Line:
+        by_pool = self._lines.setdefault(what, {})
+        self._lines.move_to_end(what)
+        if len(self._lines) > self.LIMIT:
+            self._lines.popitem(last=False)
+        # The pool is no part of a mistake; but whose pool runs dry looks for its name in the log.
+        # There may be one for each of a thousand tenants.
+        key = (pool,) if (pool,) in by_pool or len(by_pool) < self.POOLS else _OTHERS
+        return by_pool.setdefault(key, _Line())
+
+    def _log_found(self, finding: Finding, times: int) -> None:
+        text = repetition(finding, times) if times else render(finding)
+        self._logger.log(_LEVELS[finding.severity], "%s", text, extra=fields_of(finding))
+
+    def _log_resolved(self, finding: Finding, times: int) -> None:
+        # A level that is shown wherever the error was shown.
+        level = logging.INFO if finding.severity is Severity.NOTICE else logging.WARNING
+        text = resolution(finding, max(0, times - 1))
+        self._logger.log(level, "%s", text, extra=fields_of(finding))
 
 
+_RESOLVED: Final = "resolved "
+"""What the names begin with of lines on resolutions."""
+_Write = Callable[["Finding", int], None]
+"""Logs a finding in full, or, where there are any, so many that were counted."""
 _OTHERS: Final = ()
 """Stands for the pools of which there are too many."""
 

@@ -341,7 +341,10 @@ def _counted_in(registry: CollectorRegistry) -> Counted:
             try:
                 registry.register(counted)
             except ValueError as error:
-                allowed = f"must not have metrics of the same names already: {error}"
+                allowed = (
+                    f"must have no other metrics of the names that leakguard's have ({error}): "
+                    "take those out, or pass Prometheus(CollectorRegistry())"
+                )
                 raise SettingsError("registry", registry, allowed) from error
             _COUNTED[registry] = counted
         return counted

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from queue import SimpleQueue
 
 import pytest
 
-from leakguard import Finding, FindingKind, Log, SettingsError
+from leakguard import Finding, FindingKind, LeakGuard, Log, SettingsError
 from leakguard.core.register import make_finding as finding_of
 from leakguard.observers.log import fields_of
 from tests.core.fakes import FakeConnection, ended_scope, make_finding, make_guard, site_at
+from tests.support import PATIENCE, drain_watch
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -31,6 +33,47 @@ def test_the_first_is_logged_in_full_and_the_next_ones_are_counted(
     for _ in range(50):
         log.found(finding)
     assert logged(caplog) == [str(finding)]
+
+
+def test_what_was_counted_is_logged_though_it_was_the_last(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody need come after it: the watch logs it when the interval is over."""
+
+    class Logged(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.put(record.getMessage())
+
+    lines: SimpleQueue[str] = SimpleQueue()
+    logger = logging.getLogger("leakguard")
+    handler = Logged()
+    logger.addHandler(handler)
+    log = Log(repeat_after=0.05)
+    with LeakGuard(mode="testing", observers=[log]):
+        drain_watch()  # it runs from the first session or connection on
+        for _ in range(3):
+            finding = make_finding()
+            finding.resolution = "given back"
+            log.found(finding)
+            log.resolved(finding)
+        told = [lines.get(timeout=PATIENCE) for _ in range(4)]
+    logger.removeHandler(handler)
+    assert told[0].startswith("leaked: nightly import ")
+    assert told[1].startswith("resolved: given back ")
+    assert told[2].startswith("leaked: 2 more times from ")
+    assert told[3].endswith(", and 1 more like it")
+    assert len(caplog.records) == 4
+
+
+def test_what_was_counted_is_logged_at_the_end_of_the_guard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever the interval is."""
+    log = Log(repeat_after=3600)
+    with LeakGuard(mode="testing", observers=[log]):
+        for _ in range(3):
+            log.found(make_finding())
+    assert [line.partition(" from ")[0] for line in logged(caplog)[1:]] == ["leaked: 2 more times"]
 
 
 def test_after_the_interval_one_line_stands_for_all_since(
