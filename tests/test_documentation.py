@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -157,6 +158,21 @@ def test_every_attribute_of_the_nouns_is_documented(noun: type) -> None:
     public = {name for name in vars(noun) if not name.startswith("_")} - internal
     public |= {Hold: {"pool", "scope"}, Scope: {"type", "status"}}.get(noun, set())
     assert public <= names(REFERENCE)
+
+
+@pytest.mark.parametrize("folder", ["leakguard", "examples", "tests"])
+def test_a_function_that_returns_something_says_so_and_no_other_does(folder: str) -> None:
+    """A docstring that begins with "Return" is of a function that does."""
+    wrong = [
+        f"{file}:{node.lineno}"
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (ast.get_docstring(node) or "").startswith("Return ")
+        and isinstance(node.returns, ast.Constant)
+        and node.returns.value is None
+    ]
+    assert not wrong
 
 
 @pytest.mark.parametrize("values", [Use, Conclusion])

@@ -148,7 +148,7 @@ def leave_running(screen: Screen, port: int) -> None:
 
 
 def complain(broken: Sequence[Claim]) -> None:
-    """Return what is not true, where it can be told from the pages."""
+    """Say what is not true, where it can be told from the pages."""
     print("The demonstration saw something else than it says:", file=sys.stderr)
     for claim in broken:
         print(f"  {claim}", file=sys.stderr)

@@ -230,7 +230,7 @@ def conclusion(screen: Screen, claims: int) -> None:
 
 
 def urls(screen: Screen, port: int) -> None:
-    """Return what to try."""
+    """Show what to try."""
     screen.heading("Your turn")
     lines = table("Open, or curl", "leakguard")
     lines.columns[0].no_wrap = True  # to be copied

@@ -76,7 +76,7 @@ def run_dry(example: Example, watch: Watch, port: int) -> Shortage:
 
 
 def use_small_pool(example: Example) -> None:
-    """Return the example a pool that is soon empty."""
+    """Give the example a pool that is soon empty."""
     url = example.engine.url
     example.use(create_engine(url, pool_size=POOL_SIZE, max_overflow=0, pool_timeout=POOL_TIMEOUT))
 

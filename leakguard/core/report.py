@@ -11,7 +11,7 @@ from leakguard.core.exhaustion import Use
 from leakguard.core.faults import FAULTS
 from leakguard.core.finding import FindingKind
 from leakguard.core.hold import ConnectionHold
-from leakguard.core.words import seconds, shorten
+from leakguard.core.words import moment, seconds, shorten
 
 if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite
@@ -62,7 +62,7 @@ def repetition(finding: Finding, times: int) -> str:
     cause = f"; likely cause: {finding.hint.cause}" if finding.exhaustion is not None else ""
     return (
         f"{finding.kind}: {times} more {noun}{where}{of_pool}, "
-        f"{finding.count} since {finding.first_seen:%H:%M:%S}, "
+        f"{finding.count} since {moment(finding.first_seen)}, "
         f"last in {_who(finding)}{cause} [{finding.fingerprint}]"
     )
 
@@ -330,5 +330,5 @@ def _seen(finding: Finding) -> str:
         return f"for the first time [{finding.fingerprint}]"
     first = f", first in {finding.first_scope}" if finding.first_scope else ""
     return (
-        f"{finding.count} times since {finding.first_seen:%H:%M:%S}{first} [{finding.fingerprint}]"
+        f"{finding.count} times since {moment(finding.first_seen)}{first} [{finding.fingerprint}]"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -11,13 +12,27 @@ _STATEMENT_WIDTH: Final = 200
 
 
 def seconds(value: float) -> str:
-    """Write a duration so that it reads well: `12 ms`, `3.2 s`, `4 min 10 s`."""
-    if value < 1:
+    """Write a duration so that it reads well: `12 ms`, `3.2 s`, `4 min 10 s`, `3 h 5 min`."""
+    # Rounded first: what is written decides the unit.
+    if round(value, 3) < 1:
         return f"{value * 1000:.0f} ms"
-    if value < 120:  # noqa: PLR2004  (two minutes)
+    if round(value, 1) < _TWO_MINUTES:
         return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s"
+    if round(value) < _TWO_HOURS:
+        minutes, rest = divmod(round(value), 60)
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
+_TWO_MINUTES: Final = 120
+_TWO_HOURS: Final = 2 * 3600
+
+
+def moment(at: datetime) -> str:
+    """Write when something was: `10:02:11`, with the date where that was not today."""
+    today = datetime.now(at.tzinfo).date()
+    return f"{at:%H:%M:%S}" if at.date() == today else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def name_of(scope: Scope | None) -> str:

@@ -158,7 +158,7 @@ def garbage() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Return the examples a database of their own."""
+    """Give the examples a database of their own."""
     monkeypatch.setenv("EXAMPLES_DATABASE", str(tmp_path / "examples.db"))
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'shop.db'}")
 

@@ -18,7 +18,7 @@ from leakguard.core.report import (
     repetition,
     resolution,
 )
-from leakguard.core.words import seconds, shorten
+from leakguard.core.words import moment, seconds, shorten
 from tests.core.fakes import (
     FakeConnection,
     construct,
@@ -29,7 +29,7 @@ from tests.core.fakes import (
     take,
 )
 
-SEEN_AT = datetime(2026, 1, 2, 10, 2, 11, tzinfo=UTC)
+SEEN_AT = datetime.now(UTC).replace(hour=10, minute=2, second=11)
 EVIDENCE = Evidence(
     held_for=0.011, idle_for=0.004, in_transaction=True, backend_pid=4711, late_by=3.2
 )
@@ -328,16 +328,27 @@ def test_a_real_finding_can_be_read() -> None:
     assert re.match(r"leaked: nightly import \(in 12 ms\) did not give back", text)
 
 
+def test_a_moment_of_another_day_has_its_date() -> None:
+    """A process may run for weeks."""
+    assert moment(SEEN_AT) == "10:02:11"
+    assert moment(datetime(2026, 1, 2, 10, 2, 11, tzinfo=UTC)) == "2026-01-02 10:02:11"
+
+
 @pytest.mark.parametrize(
     "value, words",
     [
         (0.0004, "0 ms"),
         (0.0126, "13 ms"),
         (0.9994, "999 ms"),
+        (0.9996, "1.0 s"),
         (1, "1.0 s"),
         (119.94, "119.9 s"),
+        (119.97, "2 min 0 s"),
         (120, "2 min 0 s"),
         (250, "4 min 10 s"),
+        (7199.4, "119 min 59 s"),
+        (7199.6, "2 h 0 min"),
+        (11100, "3 h 5 min"),
     ],
 )
 def test_durations_read_well(value: float, words: str) -> None:

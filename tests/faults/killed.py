@@ -105,7 +105,7 @@ class Site:
         return sum(pool.checkedout() for pool in pools if isinstance(pool, QueuePool))
 
     async def clean_up(self) -> None:
-        """Return everything back; to be run on the loop that the application ran on."""
+        """Give everything back; to be run on the loop that the application ran on."""
         for kept in self.kept.values():
             with suppress(DBAPIError):  # a dead connection cannot be rolled back, which is told
                 closed = kept.what.close()

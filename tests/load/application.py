@@ -166,7 +166,7 @@ class Site:
         return sum(pool.checkedout() for pool in pools if isinstance(pool, QueuePool))
 
     async def clean_up(self) -> None:
-        """Return everything back; to be run on the loop that the application ran on."""
+        """Give everything back; to be run on the loop that the application ran on."""
         for _, what in self.planted.values():
             closed = what.close()
             if closed is not None:

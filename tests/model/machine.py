@@ -99,7 +99,7 @@ class Machine(RuleBasedStateMachine):
             self._agree_on_findings()
 
     def _pair(self) -> None:
-        """Return which real hold is which of the model: they were acquired in the same order."""
+        """Note which real hold is which of the model: they were acquired in the same order."""
         acquired = self.recorder.holds_acquired
         assert [hold.resource for hold in acquired] == [one.resource for one in self.model.holds]
         self.hold_of = dict(zip(self.model.holds, acquired, strict=True))

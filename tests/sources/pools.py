@@ -24,7 +24,7 @@ def make_engine(folder: Path, pool: type[Pool]) -> Engine:
 
 
 def closed(connection: PoolProxiedConnection) -> None:
-    """Return it back."""
+    """Give it back."""
     connection.close()
 
 
@@ -34,7 +34,7 @@ def invalidated(connection: PoolProxiedConnection) -> None:
 
 
 def softly_invalidated(connection: PoolProxiedConnection) -> None:
-    """Return it back to a pool that makes another one in its place when it is taken next."""
+    """Give it back to a pool that makes another one in its place when it is taken next."""
     connection.invalidate(soft=True)
     connection.close()
 
