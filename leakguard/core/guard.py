@@ -180,14 +180,17 @@ class Guard:
         """Write the table of open holds to the log, at WARNING, whenever a signal comes.
 
         `signalnum` is that of the signal, such as `signal.SIGUSR2`. A handler that is there already
-        is called, too. It stays for the life of the process, and asking again changes nothing. Has
-        to be called in the main thread, which handles signals.
+        is called, too. It stays for the life of the process, does nothing while the guard is not
+        installed, and asking again changes nothing. Has to be called in the main thread, which
+        handles signals.
 
         Raises `SettingsError` for what is no signal, or cannot be handled.
         """
         handle_signal(signalnum, self._log_open_holds)
 
     def _log_open_holds(self) -> None:
+        if not self.installed:  # the handler stays
+            return
         # Not where the signal comes, which may be in the middle of a logging handler.
         WATCH.start()
         WATCH.post(lambda: LOGGER.warning("%s", headed(self.open_holds())))

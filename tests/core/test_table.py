@@ -77,6 +77,10 @@ def test_a_signal_writes_the_table_to_the_log(
     assert caplog.records[1].getMessage() == (
         f"0 open holds in process {os.getpid()}\nno open holds"
     )
+    guard.uninstall()
+    os.kill(os.getpid(), signal.SIGUSR2)
+    drain_watch()
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, 0, 10_000, "USR2", None])
