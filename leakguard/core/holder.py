@@ -35,11 +35,6 @@ class Holder(Protocol):
         ...
 
     @property
-    def task(self) -> AnyTask | None:
-        """The task; `None` for other work, and for one that is gone."""
-        ...
-
-    @property
     def number(self) -> int:
         """What `current_owner` calls it; it means something while the work runs."""
         ...
@@ -81,11 +76,6 @@ class TaskHolder:
         """The event loop of the task."""
         return self._loop()
 
-    @property
-    def task(self) -> AnyTask | None:
-        """The task, unless it is gone."""
-        return self._task()
-
     def running(self) -> bool:
         """Return whether the task is not done."""
         task = self._task()
@@ -108,7 +98,6 @@ class StrandHolder:
 
     __slots__ = ("_name", "_work", "number")
     loop = None
-    task = None
 
     def __init__(self, strand: Strand) -> None:
         self.number = id(strand.work)
@@ -171,7 +160,6 @@ class ThreadHolder:
 
     __slots__ = ("_code", "_frame", "_name", "_run", "number")
     loop = None
-    task = None
 
     def __init__(self, run: _ThreadRun) -> None:
         self._run = weakref.ref(run)

@@ -28,7 +28,6 @@ OUTLIVES = FindingKind.OUTLIVES_SCOPE
 class FakeHolder:
     """Work that runs until the test says otherwise, and whose end nobody tells."""
 
-    task = None
     number = 1
 
     loop = None

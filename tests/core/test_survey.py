@@ -54,7 +54,6 @@ def surveyed(
 class Elsewhere:
     """A holder that is a task of some loop."""
 
-    task = None
     number = 1
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None, *, runs: bool = True) -> None:
