@@ -19,7 +19,7 @@ class Use(StrEnum):
     """Its scope has ended, and it was not reported as leaked: whoever has it goes on, may yet give
     it back, or is exempted by `allow` or `ignore`."""
     WAITING = "waiting"
-    """Held while its scope waits for another one of the pool."""
+    """Held while whoever has it waits for another one of the pool."""
     LONG_STATEMENT = "long_statement"
     """Running a statement that began before those who wait in vain began to wait."""
     EXECUTING = "executing"

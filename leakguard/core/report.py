@@ -70,7 +70,18 @@ def repetition(finding: Finding, times: int) -> str:
 def resolution(finding: Finding, more: int = 0) -> str:
     """Write that the connection of a finding came back after all, and `more` that nobody told."""
     others = f", and {more} more like it" if more else ""
-    return f"resolved: {finding.resolution} {_where(finding)}, {_who(finding)}{others}"
+    of_pool = f" of pool {_pool(finding)}" if finding.pool else ""
+    return (
+        f"resolved: {_RESOLVED[finding.kind]}{of_pool} {_where(finding)}, {_who(finding)}: "
+        f"{finding.resolution}{others} [{finding.fingerprint}]"
+    )
+
+
+_RESOLVED: Final = {
+    FindingKind.LEAKED: "leaked connection",
+    FindingKind.HELD: "held connection",
+    FindingKind.OUTLIVES_SCOPE: "connection that outlived its scope",
+}
 
 
 def describe_return(finding: Finding, hold: Hold) -> str:
@@ -250,7 +261,7 @@ def group_words(group: PoolUsers) -> str:
 _USES: Final = {
     Use.LEAKED: "leaked",
     Use.KEPT: "kept after its scope ended",
-    Use.WAITING: "held while its scope waits for another one",
+    Use.WAITING: "held while its owner waits for another one",
     Use.LONG_STATEMENT: "running a long statement",
     Use.EXECUTING: "running a statement",
     Use.IDLE: "idle",

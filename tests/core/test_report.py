@@ -195,7 +195,8 @@ def test_a_finding_on_a_pool_has_no_hold_to_describe(caplog: pytest.LogCaptureFi
     assert "  pool              14 of 15 out\n" in text
     one.resolution = "given back 2.0 s later"
     assert resolution(one) == (
-        "resolved: given back 2.0 s later from an unknown line, GET /items/{item_id} (500 in 12 ms)"
+        'resolved: leaked connection of pool "main" from an unknown line, GET /items/{item_id} '
+        "(500 in 12 ms): given back 2.0 s later [c0ffee]"
     )
     one.usage = None
     one.first_scope = None
@@ -305,10 +306,10 @@ def test_a_return_is_described(collected: bool, lost: bool, words: str) -> None:
     one.resolution = describe_return(one, hold)
     assert one.resolution == f"{words} 2.2 s later, after 3.2 s out"
     assert resolution(one) == (
-        f"resolved: {words} 2.2 s later, after 3.2 s out from app/db.py:12 in get_db, "
-        "GET /items/{item_id} (500 in 12 ms)"
+        'resolved: leaked connection of pool "main" from app/db.py:12 in get_db, '
+        f"GET /items/{{item_id}} (500 in 12 ms): {words} 2.2 s later, after 3.2 s out [c0ffee]"
     )
-    assert resolution(one, 3) == resolution(one) + ", and 3 more like it"
+    assert resolution(one, 3).endswith(" s out, and 3 more like it [c0ffee]")
 
 
 def test_advice_is_short() -> None:

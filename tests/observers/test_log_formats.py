@@ -115,5 +115,5 @@ def test_a_thousand_leaking_requests_are_a_handful_of_lines(
         "leaked: 998 more times",
     ]
     resolved = [line for line in lines if line.startswith("resolved")]
-    assert [line.rpartition(", ")[2] for line in resolved[2:]] == ["and 997 more like it"]
+    assert ["and 997 more like it [" in line for line in resolved] == [False, False, True]
     assert len(lines) == 6
