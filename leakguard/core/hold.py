@@ -193,7 +193,7 @@ class ConnectionHold(Hold):
     """Whether a session checked it out that is older than the guard, so that nothing is known
     of it."""
     already_held_at: CallSite | None = None
-    """Where that other one was checked out."""
+    """Where its scope had checked out another connection of the pool, if it is `nested`."""
     taken_after_close = False
     """Whether its session had been closed before."""
     taken_again = False

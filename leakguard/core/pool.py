@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 HOLD_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+"""Bounds of the histogram of hold times, in seconds."""
 WAIT_BUCKETS: Final = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60)
-"""Bounds of histograms, in seconds: a checkout takes microseconds, SQLAlchemy's pools give up after
-30 s by default."""
+"""Bounds of the histogram of waits, in seconds: a checkout takes microseconds, and SQLAlchemy's
+pools give up after 30 s by default."""
 
 
 class PoolChange(NamedTuple):

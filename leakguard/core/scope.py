@@ -130,11 +130,11 @@ class Scope:
             strand = current_strand()
             self.strand = None if strand is None else ref(strand.work)
         self.opened_at = monotonic()
-        """When it began; this and the next two in seconds of `time.monotonic()`."""
+        """When it began, in seconds of `time.monotonic()`."""
         self.closed_at: float | None = None
-        """When it ended; `None` while it is open."""
+        """When it ended, in the same seconds; `None` while it is open."""
         self.responded_at: float | None = None
-        """When the last byte of the response was handed to the server."""
+        """When the last byte of the response was handed to the server, in the same seconds."""
         # In the order of their acquisition. Dicts, because taking one out of a dict is atomic:
         # whoever gets it deals with it. Apart, because sessions may be many.
         self.open_connections: dict[Hold, None] = {}

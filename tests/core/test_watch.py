@@ -207,7 +207,7 @@ def test_a_child_of_a_fork_has_a_thread_of_its_own(watch: Watch) -> None:
 
 
 def test_what_is_due_is_done_however_much_is_posted(watch: Watch) -> None:
-    """News that never cease do not put off a deadline."""
+    """News that never ceases does not put off a deadline."""
     end = threading.Event()
 
     def again() -> None:
