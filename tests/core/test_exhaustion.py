@@ -10,6 +10,7 @@ from leakguard.core.finding import Hint
 from leakguard.core.pool_diagnosis import diagnose_pool
 from leakguard.core.register import make_pool_finding
 from leakguard.core.report import repetition
+from leakguard.core.scope import Scope
 from tests.core.fakes import make_guard, site_at
 from tests.support import Recorder
 
@@ -340,9 +341,43 @@ def test_one_is_told_in_the_singular() -> None:
     """As the only connection of a pool, for which one request waits."""
     waiting = (PoolUsers("GET /", PAY, None, 1, 4.0),)
     found = Exhaustion(Limits(1, 0, 4.0), 1, (), waiting, blocks_loop=False, threads=None)
-    assert "1 connection out, size 1, overflow 0; 1 checkout waiting\n" in str(
-        make_pool_finding(found, None, "main", 4.0)
+    text = str(make_pool_finding(found, None, "main", 4.0))
+    assert "1 connection out, size 1, overflow 0; 1 checkout waiting\n" in text
+    kept = Exhaustion(
+        Limits(1, 0, 4.0), 1, (group(Use.KEPT, 1),), waiting, blocks_loop=False, threads=None
     )
+    assert (diagnose_pool(kept).cause or "").startswith(
+        "1 of 1 connection is kept after the end of the scope that took it, "
+    )
+
+
+def test_a_report_on_a_pool_of_which_nothing_is_known() -> None:
+    """Nobody saw who has its connections, and its class does not say how many there are."""
+    waiting = (PoolUsers("GET /", PAY, None, 1, 4.0),)
+    found = Exhaustion(Limits(None, None, None), 3, (), waiting, blocks_loop=False, threads=None)
+    text = str(make_pool_finding(found, None, "main", 4.0))
+    assert "  pool              3 connections out; 1 checkout waiting\n" in text
+    assert "  held by           3 x unknown: no checkout of them was seen\n" in text
+
+
+def test_as_many_groups_are_shown_as_there_is_room_for() -> None:
+    """And no line for "others" where there are none."""
+    groups = [PoolUsers(f"GET /{number}", None, Use.IDLE, 1, 0.5) for number in range(11)]
+    waiting = (PoolUsers("GET /", PAY, None, 1, 4.0),)
+    for shown, others in ((10, False), (11, True)):
+        found = Exhaustion(
+            LIMITS, shown, tuple(groups[:shown]), waiting, blocks_loop=False, threads=None
+        )
+        assert ("others" in str(make_pool_finding(found, None, "main", 4.0))) is others
+
+
+def test_a_finding_on_a_pool_belongs_to_the_scope_that_waited(recorder: Recorder) -> None:
+    """With how long it waited; it has no hold, and so was held for no time."""
+    guard = make_guard(recorder)
+    scope = Scope(guard, "GET /", "http")
+    finding = guard.exhausted(exhaustion(group(Use.IDLE)), scope, "main", 4.2)
+    assert (finding.scope, finding.pool) == (scope, "main")
+    assert (finding.evidence.waited, finding.evidence.held_for) == (4.2, 0.0)
 
 
 def test_how_often_a_pool_was_exhausted_is_told_with_its_cause() -> None:

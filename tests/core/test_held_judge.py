@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
+import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -19,7 +22,7 @@ from tests.core.fakes import (
     make_guard,
     take,
 )
-from tests.support import Recorder
+from tests.support import PATIENCE, Recorder, line_marked
 
 
 class Watched(FakeConnection):
@@ -144,16 +147,50 @@ def test_who_is_in_the_database_s_code_keeps_it_busy() -> None:
     bench.run(60)
     assert bench.found == []
     hold.is_occupied = False
-    bench.run(20)
+    bench.run(7.9)  # the time counts from the last look that found it there
+    assert bench.found == []
+    bench.run(12)
     assert len(bench.found) == 1
 
 
 def test_nothing_is_said_where_its_use_cannot_be_noticed() -> None:
     """As of a driver's own connection that tells nothing."""
     bench = HeldBench()
-    bench.take().is_known = False
+    hold = bench.take()
+    hold.is_known = False
     bench.run(60)
     assert bench.found == []
+    hold.is_known = True
+    bench.run(7)  # nobody knows what was done with it until then
+    assert bench.found == []
+    bench.run(8)
+    assert len(bench.found) == 1
+
+
+def test_it_says_where_whoever_has_it_is() -> None:
+    """As many of the user's lines as the settings keep."""
+    bench = HeldBench()
+    bench.guard = make_guard(frames=2)
+    opened, end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        bench.scope = Scope(bench.guard, "job", "job")
+        opened.set()
+        end.wait(PATIENCE)  # it is here
+
+    def job() -> None:
+        work()
+
+    thread = threading.Thread(target=contextvars.Context().run, args=(job,))
+    thread.start()
+    assert opened.wait(PATIENCE)
+    hold = bench.take()
+    bench.run(10)
+    end.set()
+    thread.join(PATIENCE)
+    assert hold.now_at is not None
+    assert [frame.function.rpartition(".")[2] for frame in hold.now_at.frames] == ["work", "job"]
+    assert hold.now_at.line == line_marked(sys.modules[__name__], "it is here")
 
 
 def exempt_by_allow(hold: Watched) -> None:
