@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 from leakguard import FindingKind
+from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers, Use
 from leakguard.core.facts import flat_facts, to_dict
 from leakguard.core.finding import Evidence, PoolUsage
+from leakguard.core.register import make_pool_finding
 from tests.core.fakes import construct, ended_scope, make_finding, make_guard, site_at, take
 
 
@@ -60,8 +62,30 @@ def test_flat_facts_are_plain_values() -> None:
     facts = flat_facts(finding)
     assert all(value is None or isinstance(value, str | int | float) for value in facts.values())
     assert facts["also"] == "returned_late,sync_in_async"
+    assert str(facts["acquired_at_file"]).endswith("app/items.py")
     assert (facts["acquired_at_line"], facts["acquired_at_function"]) == (41, "read_item")
     assert (facts["already_held_at_line"], facts["already_held_at_function"]) == (7, "audit")
     assert facts["now_at_line"] is None
     finding.hold = finding.scope = None
     assert set(flat_facts(finding)) == set(facts)
+
+
+def test_the_groups_of_a_pool_are_words_in_its_flat_facts() -> None:
+    """As in the report; to whom lists are no trouble, `to_dict()` gives them."""
+    get_db = site_at("app/db.py", 12, "get_db")
+    holders = (
+        PoolUsers("GET /", get_db, Use.IDLE, 2, 3.0),
+        PoolUsers("GET /items", None, Use.LEAKED, 1, 4.0),
+    )
+    waiters = (PoolUsers("GET /", None, None, 1, 4.0), PoolUsers("job", None, None, 2, 1.0))
+    limits = Limits(5, 10, 4.0)
+    found = Exhaustion(limits, 3, holders, waiters, blocks_loop=False, threads=None)
+    facts = flat_facts(make_pool_finding(found, None, "main", 4.0))
+    assert facts["holders"] == (
+        "2 x GET /, from app/db.py:12 in get_db: idle, for up to 3.0 s; "
+        "1 x GET /items, from an unknown line: leaked, for up to 4.0 s"
+    )
+    assert facts["waiters"] == (
+        "1 x GET /, from an unknown line: for up to 4.0 s; "
+        "2 x job, from an unknown line: for up to 1.0 s"
+    )

@@ -199,6 +199,28 @@ def test_whoever_is_in_the_database_is_not_idle() -> None:
     assert [one.use for one in surveyed(hold).holders] == [Use.EXECUTING]
 
 
+def test_where_most_of_those_are_who_have_them() -> None:
+    """But of a leak it does not matter any more."""
+    here = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+
+    class There(Elsewhere):
+        def stack(self) -> Stack:
+            return [here]
+
+    guard = installed()
+    with guard.scope("leaky") as scope:
+        leaked = take(guard, scope, GET_DB)
+    holds = [FakeConnection(guard, None, GET_DB) for _ in range(3)]
+    for hold in (leaked, *holds[:2]):
+        hold.holder = There(None)
+    places = {one.use: one.now_at for one in surveyed(leaked, *holds).holders}
+    now_at = places[Use.IN_USE]
+    assert now_at is not None
+    assert now_at.function == "test_where_most_of_those_are_who_have_them"
+    assert places[Use.LEAKED] is None
+    guard.uninstall()
+
+
 def test_what_is_alike_is_told_once() -> None:
     """With the longest time, and the place where most of them are."""
     guard = make_guard()
@@ -220,7 +242,8 @@ def test_what_is_being_opened_is_out() -> None:
     opening = Waiter(None, 0.1, PAY, has_one=True)
     found = surveyed(hold, waiters=(opening, opening), out=2)
     assert [(one.use, one.count) for one in found.holders] == [(Use.OPENING, 1), (Use.IN_USE, 1)]
-    assert found.waiting == 0
+    assert (found.holders[0].who, found.holders[0].site) == ("no request context", PAY)
+    assert (found.limits, found.waiting, found.blocks_loop) == (LIMITS, 0, False)
     assert surveyed(hold, waiters=(opening,), out=1).count(Use.OPENING) == 0
 
 
