@@ -367,7 +367,7 @@ def metrics_app(registry: CollectorRegistry = REGISTRY) -> AsgiApp:
     processes, whichever of them answers, and gauges without the processes that have ended.
 
     Raises `SettingsError` for a bad registry, and where `PROMETHEUS_MULTIPROC_DIR` names no
-    directory.
+    directory, or was set after the client was imported.
     """
     _check_registry(registry)
     folder = os.environ.get(_FOLDER_VARIABLE)
@@ -375,6 +375,9 @@ def metrics_app(registry: CollectorRegistry = REGISTRY) -> AsgiApp:
         return _app_of(registry)
     if not Path(folder).is_dir():
         raise SettingsError(_FOLDER_VARIABLE, folder, "must be a directory that exists")
+    if not is_multiprocess():  # nothing would be counted there, and nothing shown
+        allowed = "must be set before prometheus_client is imported"
+        raise SettingsError(_FOLDER_VARIABLE, folder, allowed)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  (ASGI's)
         _forget_ended_processes(Path(folder))

@@ -848,6 +848,7 @@ class Processes:
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Processes:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr("leakguard.observers.prometheus.is_multiprocess", lambda: True)
     return Processes(tmp_path)
 
 
@@ -890,4 +891,13 @@ def test_the_folder_of_the_processes_must_exist(
     """Else nothing would be counted anywhere."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
     with pytest.raises(SettingsError, match=r"PROMETHEUS_MULTIPROC_DIR='/nowhere'.* directory"):
+        metrics_app()
+
+
+def test_the_folder_of_the_processes_must_be_known_when_the_client_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a .env file is read later: the client counts in this process alone then."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"PROMETHEUS_MULTIPROC_DIR=.* before prom"):
         metrics_app()
