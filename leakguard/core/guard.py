@@ -262,7 +262,7 @@ class Guard:
         if not WATCH.started:
             WATCH.start()
         held = self._held
-        if held is not None and not held.planned and hold.resource == "connection":
+        if held is not None and not held.planned and isinstance(hold, ConnectionHold):
             held.plan()
         tell = self.observers.acquired
         if tell is not None:
@@ -287,18 +287,16 @@ class Guard:
     def released(self, hold: Hold) -> None:
         """Take note that a session was closed or a connection came back; once is enough."""
         scope = hold.scope
-        is_connection = hold.resource == "connection"
         if scope is not None:  # first: where the scope ends at this moment, it has come back
-            (scope.open_connections if is_connection else scope.open_sessions).pop(hold, None)
+            scope.take_out(hold)
         if not take_out(self._open, hold):
             return
         hold.released_monotonic = now = monotonic()
         if scope is not None:
             if scope.event_log is not None:
                 scope.event_log.add(_RELEASED[hold.resource])
-            # Not by isinstance(), which takes long for an abstract class.
-            if scope.closed_at is None and is_connection:
-                self._note(scope, hold, now)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # it is one
+            if scope.closed_at is None and isinstance(hold, ConnectionHold):
+                self._note(scope, hold, now)
         if self._judge.waits:
             self._judge.stop_waiting(hold)
         if self._unresolved and hold in self._unresolved:
@@ -354,7 +352,7 @@ class Guard:
     def _enter_scope(self, hold: Hold, scope: Scope) -> None:
         if scope.event_log is not None:
             scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
-        if hold.resource == "connection":
+        if isinstance(hold, ConnectionHold):
             scope.open_connections[hold] = None
         else:
             scope.open_sessions[hold] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 from leakguard.core.allow import allowed_block
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from leakguard.core.workers import Workers
 
 
-class Hold(ABC):
+class Hold:
     """A pooled connection from checkout to checkin, or a session from construction to `close()`.
 
     It keeps nothing of the user's alive: weak references and plain values only. A source
@@ -58,14 +57,14 @@ class Hold(ABC):
     """Seconds for which somebody might have given it back before it was called leaked."""
 
     @property
-    @abstractmethod
     def created_at(self) -> CallSite | None:
         """Where the session was constructed; `None` where there is no session."""
+        return None
 
     @property
-    @abstractmethod
     def acquired_at(self) -> CallSite | None:
         """Where the connection was checked out; `None` for a session."""
+        return None
 
     @property
     def held_for(self) -> float:
@@ -100,16 +99,16 @@ class Hold(ABC):
         return None
 
     @property
-    @abstractmethod
     def open(self) -> bool:
         """Whether it is still out; asks the library, whose word counts more than events."""
+        return self.released_monotonic is None
 
     @property
     def came_back(self) -> bool:
         """Whether it was closed or given back, and not collected."""
         return self.released_monotonic is not None and not self.collected
 
-    def find_owner(self) -> None:  # noqa: B027  (most have no other owner to find)
+    def find_owner(self) -> None:
         """Find out whose it is by now: called before anything is said about it."""
 
     @property
@@ -179,10 +178,6 @@ class SessionHold(Hold):
     @property
     def created_at(self) -> CallSite | None:
         return self.site
-
-    @property
-    def acquired_at(self) -> CallSite | None:
-        return None
 
 
 class ConnectionHold(Hold):

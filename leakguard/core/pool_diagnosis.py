@@ -10,7 +10,7 @@ from leakguard.core.exhaustion import Conclusion, Use
 from leakguard.core.finding import Hint
 
 if TYPE_CHECKING:
-    from leakguard.core.exhaustion import Exhaustion, Limits, PoolUsers
+    from leakguard.core.exhaustion import Exhaustion, Limits
 
 
 def diagnose_pool(exhaustion: Exhaustion) -> Hint:
@@ -19,20 +19,18 @@ def diagnose_pool(exhaustion: Exhaustion) -> Hint:
 
 
 def _leaks(exhaustion: Exhaustion) -> Hint:
-    line = _line(exhaustion.largest(Use.LEAKED))
     leaked = _of_all(exhaustion, Use.LEAKED, ("was", "were"))
     return Hint(
-        f"leaks: {leaked} never given back, most of them from {line}",
+        f"leaks: {leaked} never given back, {_from(exhaustion, Use.LEAKED)}",
         "close what that line opens, as the report on the leak says; a larger pool only runs dry "
         "later",
     )
 
 
 def _kept(exhaustion: Exhaustion) -> Hint:
-    line = _line(exhaustion.largest(Use.KEPT))
     return Hint(
         f"{_of_all(exhaustion, Use.KEPT)} kept after the end of the scope that took "
-        f"{_them(exhaustion, Use.KEPT)}, most of them from {line}",
+        f"{_them(exhaustion, Use.KEPT)}, {_from(exhaustion, Use.KEPT)}",
         "let the work that goes on after a request open and close a session of its own, for as "
         "short as it needs it; what allow() or ignore= exempt takes connections from all others",
     )
@@ -138,8 +136,10 @@ def _capacity(limits: Limits) -> str:
     return f"{limits.size + limits.overflow} (size {limits.size}, overflow {limits.overflow})"
 
 
-def _line(group: PoolUsers | None) -> str:
-    return "an unknown line" if group is None or group.site is None else str(group.site)
+def _from(exhaustion: Exhaustion, use: Use) -> str:
+    group = exhaustion.largest(use)
+    line = "an unknown line" if group is None or group.site is None else str(group.site)
+    return f"from {line}" if exhaustion.count(use) == 1 else f"most of them from {line}"
 
 
 _HINTS: Final[dict[Conclusion, Callable[[Exhaustion], Hint]]] = {

@@ -206,7 +206,7 @@ def _statement_facts(finding: Finding) -> Iterator[tuple[str, str]]:
 
 
 def _state_facts(finding: Finding) -> Iterator[tuple[str, str]]:
-    if finding.hold is not None and finding.hold.resource == "connection":
+    if isinstance(finding.hold, ConnectionHold):
         yield "state", _state(finding)
 
 
@@ -228,7 +228,8 @@ def _exhaustion_facts(finding: Finding) -> Iterator[tuple[str, str]]:
 def exhaustion_lines(exhaustion: Exhaustion) -> Iterator[tuple[str, str]]:
     """Write who has the connections of a pool, and who waits, each line with its label."""
     limits = exhaustion.limits
-    sizes = "" if limits.size is None else f", size {limits.size}, overflow {limits.overflow}"
+    overflow = "unlimited" if limits.overflow is None else limits.overflow
+    sizes = "" if limits.size is None else f", size {limits.size}, overflow {overflow}"
     out, waiting = exhaustion.out, exhaustion.waiting
     yield "pool", f"{_count(out, 'connection')} out{sizes}; {_count(waiting, 'checkout')} waiting"
     yield from _group_lines("held by", exhaustion.holders)

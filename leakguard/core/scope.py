@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import ref
 
 from leakguard.core.clock import monotonic
-from leakguard.core.hold import take_out
+from leakguard.core.hold import ConnectionHold, take_out
 from leakguard.core.holder import current_owner
 from leakguard.core.strand import GEVENT, TRIO, current_strand
 from leakguard.core.tasks import context_of, loop_ref
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from leakguard.core.allow import AllowedBlock
     from leakguard.core.callsite import CallSite, Opener
     from leakguard.core.guard import Guard
-    from leakguard.core.hold import ConnectionHold, Hold
+    from leakguard.core.hold import Hold
     from leakguard.core.stacks import Stack
     from leakguard.core.tasks import AnyTask
     from leakguard.core.trace import Trace
@@ -200,7 +200,7 @@ class Scope:
     def take_out(self, hold: Hold) -> bool:
         """Take a hold out; `False` where somebody else was first, or it never was there."""
         return take_out(
-            self.open_connections if hold.resource == "connection" else self.open_sessions, hold
+            self.open_connections if isinstance(hold, ConnectionHold) else self.open_sessions, hold
         )
 
     def take_all_out(self) -> list[Hold]:

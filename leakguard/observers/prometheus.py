@@ -36,6 +36,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from leakguard.core.clock import monotonic
+from leakguard.core.hold import ConnectionHold
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
 from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS
@@ -298,7 +299,7 @@ class Prometheus(Observer):
     def released(self, hold: Hold) -> None:
         """Observe how long the connection was out."""
         # One that is handed over to another guard is released there.
-        if hold.resource == "connection" and hold.released_monotonic is not None:
+        if isinstance(hold, ConnectionHold) and hold.released_monotonic is not None:
             counted = self._counted
             counted.write_down(counted.returns, (hold.scope, hold.pool, hold.held_for))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from leakguard import Finding, FindingKind
@@ -234,7 +236,7 @@ def test_a_conclusion_can_do_without_facts() -> None:
     leak = PoolUsers("GET /", None, Use.LEAKED, 1, 1.0)
     leaks = Exhaustion(limits, 1, (leak,), (), blocks_loop=False, threads=None)
     assert diagnose_pool(leaks).cause == (
-        "leaks: 1 of 1 connection was never given back, most of them from an unknown line"
+        "leaks: 1 of 1 connection was never given back, from an unknown line"
     )
     used = PoolUsers("GET /", None, Use.IN_USE, 1, 1.0)
     busy = Exhaustion(limits, 1, (used,), (), blocks_loop=False, threads=None)
@@ -343,11 +345,14 @@ def test_one_is_told_in_the_singular() -> None:
     found = Exhaustion(Limits(1, 0, 4.0), 1, (), waiting, blocks_loop=False, threads=None)
     text = str(make_pool_finding(found, None, "main", 4.0))
     assert "1 connection out, size 1, overflow 0; 1 checkout waiting\n" in text
+    boundless = replace(found, limits=Limits(1, None, 4.0))
+    assert ", size 1, overflow unlimited; " in str(make_pool_finding(boundless, None, "main", 4.0))
     kept = Exhaustion(
         Limits(1, 0, 4.0), 1, (group(Use.KEPT, 1),), waiting, blocks_loop=False, threads=None
     )
-    assert (diagnose_pool(kept).cause or "").startswith(
+    assert diagnose_pool(kept).cause == (
         "1 of 1 connection is kept after the end of the scope that took it, "
+        "from app/db.py:12 in get_db"
     )
 
 

@@ -42,10 +42,6 @@ class TrackedSession(SessionHold):
     ref: weakref.ref[Session]
 
     @property
-    def open(self) -> bool:
-        return self.released_monotonic is None
-
-    @property
     def in_transaction(self) -> bool | None:
         session = self.ref()
         # Not by a class of the user's, where the name may mean something else.
