@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from threading import get_ident
 from typing import Final, Literal
 
+from leakguard.core.fork import in_child
 from leakguard.core.lock import LOCK
 
 
@@ -88,5 +88,4 @@ class CollectorPause:
 
 PAUSE: Final = CollectorPause()
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=PAUSE.forget_parent)
+in_child(PAUSE.forget_parent)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import os
 from typing import TYPE_CHECKING, Final
 
+from leakguard.core.fork import in_child
 from leakguard.core.scope import current_scope
 
 if TYPE_CHECKING:
@@ -39,5 +39,4 @@ def _judge_pending() -> None:
 
 atexit.register(_judge_pending)
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=forget_parent)
+in_child(forget_parent)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 import threading
 from collections.abc import Callable
 from contextvars import Context
@@ -16,6 +15,7 @@ from typing import Final
 
 from leakguard.core.clock import monotonic
 from leakguard.core.faults import FAULTS, Faults
+from leakguard.core.fork import in_child
 
 Job = Callable[[], None]
 
@@ -36,8 +36,7 @@ class Watch:
         self._starting = False
         """Whether somebody starts the thread at this moment."""
         self._inbox: SimpleQueue[tuple[float, Job] | None] = SimpleQueue()
-        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-            os.register_at_fork(after_in_child=self._forget)
+        in_child(self._forget)
 
     def start(self) -> None:
         """Start the thread unless it runs."""

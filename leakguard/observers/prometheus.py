@@ -36,6 +36,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from leakguard.core.clock import monotonic
+from leakguard.core.fork import in_child
 from leakguard.core.hold import ConnectionHold
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
@@ -240,8 +241,7 @@ def _begin_child() -> None:
         counted.begin_child()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=_begin_child)
+in_child(_begin_child)
 
 
 def is_multiprocess() -> bool:

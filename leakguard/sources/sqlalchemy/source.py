@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import Dialect
 
+from leakguard.core.fork import in_child
 from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.guards import Guards
 from leakguard.sources.sqlalchemy.listeners import Listener
@@ -121,5 +121,4 @@ def _someone_listens_to_dialects() -> bool:
 SQLALCHEMY: Final = SQLAlchemySource()
 """The one source of the process: what it listens to and wraps belongs to the whole process."""
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=SQLALCHEMY.forget_parent)
+in_child(SQLALCHEMY.forget_parent)
