@@ -127,9 +127,8 @@ class Guard:
                 self.forget()  # after that: until then a thread may take one more
                 COLLECTOR.remove_user()
                 WATCH.remove_user()
-        tell = self.observers.uninstalled
-        if installed and tell is not None:
-            tell(self)
+        if installed:
+            self.observers.uninstalled(self)
 
     def judge_pending(self) -> None:
         """Say what there is to say: nobody is left who could give a hold back."""
@@ -222,9 +221,7 @@ class Guard:
         if before is not None:
             scope.before = before
         current_scope.set(scope)
-        tell = self.observers.scope_opened
-        if tell is not None:
-            tell(scope)
+        self.observers.scope_opened(scope)
 
     def close_scope(self, scope: Scope) -> None:
         """End `scope` and judge what it did not give back. Never raises.
@@ -249,9 +246,7 @@ class Guard:
                 self._judge.close(scope)
             except Exception as error:  # noqa: BLE001  (the request must not notice)
                 FAULTS.report("leakguard's judge", error, "Please report it.")
-        tell = self.observers.scope_closed
-        if tell is not None:
-            tell(scope)
+        self.observers.scope_closed(scope)
 
     def acquired(self, hold: Hold) -> None:
         """Take note of a new hold; its scope, holder and evidence are set."""
@@ -264,9 +259,7 @@ class Guard:
         held = self._held
         if held is not None and not held.planned and isinstance(hold, ConnectionHold):
             held.plan()
-        tell = self.observers.acquired
-        if tell is not None:
-            tell(hold)
+        self.observers.acquired(hold)
 
     def hand_over(self, hold: ConnectionHold, guard: Guard, scope: Scope) -> None:
         """Hand a connection over to the scope of its session, which may be another guard's."""
@@ -279,9 +272,7 @@ class Guard:
             return
         self._open.pop(hold, None)
         # To its observers the hold is gone: who counts must come out even.
-        tell = self.observers.released
-        if tell is not None:
-            tell(hold)
+        self.observers.released(hold)
         guard.acquired(hold)
 
     def released(self, hold: Hold) -> None:
@@ -301,9 +292,7 @@ class Guard:
             self._judge.stop_waiting(hold)
         if self._unresolved and hold in self._unresolved:
             self._resolve(hold)
-        tell = self.observers.released
-        if tell is not None:
-            tell(hold)
+        self.observers.released(hold)
 
     def collected(self, hold: Hold) -> None:
         """Take note that the garbage collector took what nobody had closed.
@@ -317,15 +306,11 @@ class Guard:
 
     def pool_changed(self, change: PoolChange) -> None:
         """Take note that a pool has other connections, or other ones of them are out."""
-        tell = self.observers.pool_changed
-        if tell is not None:
-            tell(change)
+        self.observers.pool_changed(change)
 
     def waited(self, wait: Wait) -> None:
         """Take note of how long a checkout took."""
-        tell = self.observers.waited
-        if tell is not None:
-            tell(wait)
+        self.observers.waited(wait)
 
     def has_leaked(self, hold: Hold) -> bool:
         """Return whether `hold` was reported as leaked, and has not come back."""
@@ -337,9 +322,8 @@ class Guard:
     ) -> Finding:
         """Take note that a checkout timed out, and return what there is to say of it."""
         finding, told = self._register.enter_exhaustion(exhaustion, scope, pool, waited)
-        tell = self.observers.found
-        if told and tell is not None:
-            tell(finding)
+        if told:
+            self.observers.found(finding)
         return finding
 
     def _forget_open(self) -> None:
@@ -394,9 +378,7 @@ class Guard:
             self._forget_surplus(hold)
         if hold in self._unresolved:
             self._resolve(hold)
-        tell = self.observers.released
-        if tell is not None:
-            tell(hold)
+        self.observers.released(hold)
 
     def _forget_surplus(self, session: Hold) -> None:
         """Keep for the end of its scope no more of a line's sessions than are told of then."""
@@ -410,9 +392,7 @@ class Guard:
         finding = self._enter(hold, verdict)
         if finding is None:
             return
-        tell = self.observers.found
-        if tell is not None:
-            tell(finding)
+        self.observers.found(finding)
         if finding.kind in _RESOLVABLE:
             # Work that outlived its scope may have left it, and each of the two is a finding.
             self._unresolved.setdefault(hold, []).append(finding)
@@ -435,9 +415,7 @@ class Guard:
             WATCH.post(partial(self._tell_resolved, finding))
 
     def _tell_resolved(self, finding: Finding) -> None:
-        tell = self.observers.resolved
-        if tell is not None:
-            tell(finding)
+        self.observers.resolved(finding)
 
 
 _NOTABLE_LIMIT: Final = 100

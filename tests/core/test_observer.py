@@ -7,7 +7,7 @@ from asyncio import CancelledError
 
 import pytest
 
-from leakguard import Hold, Observer
+from leakguard import Finding, Hold, Observer
 from leakguard.core.faults import Faults
 from leakguard.core.observer import METHODS, Observers
 from tests.core.fakes import installed, make_finding, take
@@ -40,11 +40,16 @@ def test_every_method_of_the_base_does_nothing() -> None:
     observer.resolved(finding)
 
 
-def test_what_nobody_overrides_costs_nothing() -> None:
-    """Only methods that are overridden are called at all."""
-    observers = Observers([Observer(), Broken(KeyError())], Faults())
-    assert observers.acquired is not None
-    assert [observers.found, observers.released, observers.scope_opened] == [None] * 3
+def test_what_nobody_overrides_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would do nothing, for every request."""
+    told: list[Finding] = []
+
+    def found(_: Observer, finding: Finding) -> None:
+        told.append(finding)
+
+    monkeypatch.setattr(Observer, "found", found)
+    Observers([Observer(), Broken(KeyError())], Faults()).found(make_finding())
+    assert told == []
 
 
 @pytest.mark.parametrize("error", [KeyError("lost"), CancelledError(), pytest.fail.Exception("x")])

@@ -111,7 +111,5 @@ class Ledger:
         return PoolChange(self._name, sign * (len(out) - used), sign * used, sign * self._limit)
 
     def _tell(self, change: PoolChange) -> None:
-        guard = self._guard
-        tell = None if guard is None else guard.observers.pool_changed
-        if tell is not None:
-            tell(change)
+        if self._guard is not None:
+            self._guard.pool_changed(change)

@@ -101,9 +101,7 @@ class Waits:
                 under_way.pop(number, None)
             hold = out.get(id(proxy))
             if hold is not None:
-                tell = hold.guard.observers.waited
-                if tell is not None:
-                    tell(Wait(hold.pool, monotonic() - began, timed_out=False))
+                hold.guard.waited(Wait(hold.pool, monotonic() - began, timed_out=False))
             return proxy
 
         return connect
