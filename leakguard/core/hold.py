@@ -59,12 +59,10 @@ class Hold:
     @property
     def created_at(self) -> CallSite | None:
         """Where the session was constructed; `None` where there is no session."""
-        return None
 
     @property
     def acquired_at(self) -> CallSite | None:
         """Where the connection was checked out; `None` for a session."""
-        return None
 
     @property
     def held_for(self) -> float:

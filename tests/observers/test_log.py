@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from queue import SimpleQueue
 
 import pytest
 
 from leakguard import Finding, FindingKind, LeakGuard, Log, SettingsError
+from leakguard.core.faults import FAULTS
 from leakguard.core.register import make_finding as finding_of
+from leakguard.core.watch import Watch
 from leakguard.observers.log import fields_of
 from tests.core.fakes import FakeConnection, ended_scope, make_finding, make_guard, site_at
-from tests.support import PATIENCE, drain_watch
+from tests.support import PATIENCE
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture(autouse=True)
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """Return a watch of the test's own: what it logs a minute later is no other test's."""
+    own = Watch(FAULTS)
+    monkeypatch.setattr("leakguard.observers.log.WATCH", own)
+    own.add_user()
+    yield own
+    own.remove_user()
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +49,7 @@ def test_the_first_is_logged_in_full_and_the_next_ones_are_counted(
 
 
 def test_what_was_counted_is_logged_though_it_was_the_last(
-    caplog: pytest.LogCaptureFixture,
+    watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody need come after it: the watch logs it when the interval is over."""
 
@@ -49,14 +62,13 @@ def test_what_was_counted_is_logged_though_it_was_the_last(
     handler = Logged()
     logger.addHandler(handler)
     log = Log(repeat_after=0.05)
-    with LeakGuard(mode="testing", observers=[log]):
-        drain_watch()  # it runs from the first session or connection on
-        for _ in range(3):
-            finding = make_finding()
-            finding.resolution = "given back"
-            log.found(finding)
-            log.resolved(finding)
-        told = [lines.get(timeout=PATIENCE) for _ in range(4)]
+    watch.start()
+    for _ in range(3):
+        finding = make_finding()
+        finding.resolution = "given back"
+        log.found(finding)
+        log.resolved(finding)
+    told = [lines.get(timeout=PATIENCE) for _ in range(4)]
     logger.removeHandler(handler)
     assert told[0].startswith("leaked: nightly import ")
     assert told[1].startswith("resolved: leaked connection of pool ")

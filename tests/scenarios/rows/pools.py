@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from functools import partial
@@ -461,16 +462,31 @@ async def pre_ping_sync(lab: Lab) -> None:
 async def pre_ping_async(lab: Lab) -> None:
     engine = lab.make_async_engine(pool_pre_ping=True)
     pids: list[int] = []
+    drivers: list[Any] = []
 
     @lab.app.get("/")
     async def clean() -> None:
         async with AsyncSession(engine) as db:
+            raw = await (await db.connection()).get_raw_connection()
+            drivers.append(raw.driver_connection)
             pids.append((await db.scalars(text(lab.database.pid_statement))).one())
 
     await lab.get("/")
     await asyncio.to_thread(lab.database.kill, pids[0])
+    await told(drivers.pop())
     await lab.get("/")
     assert len(set(pids)) == 2
+
+
+async def told(connection: Any) -> None:
+    """Wait until asyncpg knows that its connection is closed.
+
+    SQLAlchemy takes the server's last words for those of a connection that still is one before.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while hasattr(connection, "is_closed") and not connection.is_closed():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
 
 
 @scenario(25, "the database is restarted in the middle of a request", databases=SERVERS)
