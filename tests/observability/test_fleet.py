@@ -132,7 +132,7 @@ def prometheus(folder: Path, targets: list[str]) -> Generator[Prometheus, None, 
 
 FASTER = {
     "prometheus.yml": (r"_interval: \w+", "_interval: 1s", 2),
-    "rules.yml": (r"^( +for): \w+$", r"\1: 1s", 3),
+    "rules.yml": (r"^( +for): \w+$", r"\1: 1s", 4),
 }
 """What is replaced in the shipped files, by what, and how often it is there."""
 
