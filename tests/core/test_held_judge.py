@@ -185,6 +185,7 @@ def test_it_says_where_whoever_has_it_is() -> None:
     thread.start()
     assert opened.wait(PATIENCE)
     hold = bench.take()
+    hold.holder = None  # as if that thread had taken it
     bench.run(10)
     end.set()
     thread.join(PATIENCE)
