@@ -126,7 +126,8 @@ class Log(Observer):
         with LOCK:
             last, times = line.last, line.unlogged
             line.last, line.unlogged, line.planned = None, 0, False
-            line.next_at = monotonic() + self._repeat_after
+            if last is not None:
+                line.next_at = monotonic() + self._repeat_after
         if last is not None:
             write(last, times)
 

@@ -155,7 +155,7 @@ def _worked_on_at(stack: Stack) -> int | None:
     frames = frames_of(stack)
     for number, frame in enumerate(frames):
         if frame.f_code.co_name in _ENDS_OR_READS and _is_of_engine(frame):
-            # Who calls it knows more: a function of the user's may have the connection alone.
+            # Or a caller of it does: not every function of SQLAlchemy's is given the connection.
             found = (_proxy_among(one) for one in frames[number:] if _is_of_engine(one))
             return next((id(proxy) for proxy in found if proxy is not None), ANY)
     return None
