@@ -9,6 +9,7 @@ from leakguard.core.ignore import ignore_function, ignore_route
 from leakguard.core.observer import Observer
 from leakguard.core.pool import PoolChange, Wait
 from leakguard.core.scope import Event, Scope
+from leakguard.core.settings import Mode, Settings
 from leakguard.core.table import OpenHolds
 from leakguard.exceptions import (
     ConnectionLeakError,
@@ -43,6 +44,7 @@ __all__ = [
     "LeakGuardMiddleware",
     "Limits",
     "Log",
+    "Mode",
     "Observer",
     "OpenHolds",
     "PoolChange",
@@ -50,6 +52,7 @@ __all__ = [
     "PoolUsers",
     "Prometheus",
     "Scope",
+    "Settings",
     "SettingsError",
     "Severity",
     "Use",

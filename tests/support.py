@@ -18,12 +18,18 @@ import httpx
 import uvicorn
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from leakguard import Finding, FindingKind, Observer, Scope
+from leakguard import Finding, FindingKind, LeakGuard, Observer, Scope
+from leakguard.core.guard import Guard
 from leakguard.core.hold import Hold
 from leakguard.core.watch import WATCH
 
 PATIENCE = 10.0
 """Seconds after which a wait for an event means that the test has failed."""
+
+
+def core_of(guard: LeakGuard) -> Guard:
+    """Return what does the work behind the public guard: the `guard` of its scopes and holds."""
+    return guard._guard  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 class Recorder(Observer):

@@ -110,4 +110,4 @@ def find_guard(app: FastAPI) -> LeakGuard:
     layer: Any = app.middleware_stack
     while not isinstance(layer, LeakGuardMiddleware):
         layer = layer.app
-    return cast(LeakGuard, layer.guard)
+    return layer.guard

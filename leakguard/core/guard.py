@@ -54,7 +54,7 @@ class Source(Protocol):
 
 
 class Guard:
-    """Settings, observers and the set of open holds, for as long as the process wants.
+    """What does the work of a `LeakGuard`, whose docstrings say what users may count on.
 
     Sources call `acquired`, `released` and `collected`, and open and close its scopes.
     """
@@ -101,10 +101,7 @@ class Guard:
         return self
 
     def uninstall(self) -> None:
-        """Stop watching and forget every open hold. Does nothing where it is not installed.
-
-        Verdicts that wait for somebody to give a connection back do not fall any more.
-        """
+        """Stop watching and forget every open hold. Does nothing where it is not installed."""
         self._stop(lambda source: source.detach(self))
 
     def abandon(self) -> None:
@@ -165,10 +162,7 @@ class Guard:
                 self.uninstall()
 
     def open_holds(self) -> OpenHolds:
-        """Return a snapshot of every open hold, sessions and connections, oldest first.
-
-        It is a tuple, and `str()` of it, as in `print(guard.open_holds())`, is a table.
-        """
+        """Return a snapshot of every open hold, oldest first."""
         for hold in self._open.copy():
             if not hold.collected and not hold.open:
                 self.released(hold)
@@ -176,15 +170,7 @@ class Guard:
         return OpenHolds(hold for hold in self._open.copy() if not hold.collected)
 
     def log_on_signal(self, signalnum: int) -> None:
-        """Write the table of open holds to the log, at WARNING, whenever a signal comes.
-
-        `signalnum` is that of the signal, such as `signal.SIGUSR2`. A handler that is there already
-        is called, too. It stays for the life of the process, does nothing while the guard is not
-        installed, and asking again changes nothing. Has to be called in the main thread, which
-        handles signals.
-
-        Raises `SettingsError` for what is no signal, or cannot be handled.
-        """
+        """Write the table of open holds to the log whenever a signal comes."""
         handle_signal(signalnum, self._log_open_holds)
 
     def _log_open_holds(self) -> None:
@@ -199,10 +185,7 @@ class Guard:
         return hold in self._open
 
     def scope(self, name: str, type: str = "job") -> ScopeBlock:  # noqa: A002  (the field's name for it)
-        """Open a scope by hand, with `with` or `async with`; the block's value is the scope.
-
-        Raises `SettingsError` where the name or the type is not a string or is empty.
-        """
+        """Open a scope by hand; the block's value is the scope."""
         for setting, value in (("name", name), ("type", type)):
             if not isinstance(value, str) or not value:
                 raise SettingsError(setting, value, "must be a string of at least one character")

@@ -24,11 +24,11 @@ class ScopeMiddleware:
 
     def __init__(self, app: AsgiApp, guard: Guard) -> None:
         self.app = app
-        self.guard = guard
+        self._guard = guard
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Run the application inside a scope; the verdict falls when it has returned or raised."""
-        guard = self.guard
+        guard = self._guard
         if not guard.installed or scope["type"] not in REQUEST_TYPES:
             if guard.installed and scope["type"] == "lifespan":
                 enter_lifespan()

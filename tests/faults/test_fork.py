@@ -40,7 +40,7 @@ with guard.scope("around the fork"):
     ready.wait()  # nobody opens a file from here on, which takes locks of SQLite's own
     child = os.fork()
     if child == 0:
-        recorder = guard.observers._observers[0]
+        recorder = guard.observers[0]
         recorder.__init__()  # its lock may have been taken
         fresh = create_engine("sqlite:///" + sys.argv[1])
         with guard.scope("in the child"):

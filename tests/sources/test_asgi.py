@@ -20,11 +20,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware, Scope, allow
+from leakguard.core.guard import Guard
 from leakguard.core.scope import current_scope
 from leakguard.core.watch import WATCH
 from leakguard.sources.asgi import ScopeMiddleware
 from leakguard.sources.sqlalchemy import SQLALCHEMY
-from tests.support import PATIENCE, Recorder
+from tests.support import PATIENCE, Recorder, core_of
 
 QUERY = text("SELECT 1")
 Message = dict[str, Any]
@@ -353,7 +354,7 @@ def test_the_guard_of_an_application_that_is_gone_is_uninstalled(
 
 def test_the_core_middleware_takes_any_guard(guard: LeakGuard, recorder: Recorder) -> None:
     """`ScopeMiddleware` is the middleware without the wiring."""
-    Client(ScopeMiddleware(answer, guard)).run()
+    Client(ScopeMiddleware(answer, core_of(guard))).run()
     assert len(recorder.scopes_closed) == 1
 
 
@@ -448,21 +449,21 @@ def test_the_guard_of_an_application_that_took_nothing_goes_with_the_next(
 ) -> None:
     """The thread that would uninstall it starts with the first hold, or with the next guard."""
     gone = threading.Event()
-    abandon = LeakGuard.abandon
+    abandon = Guard.abandon
 
-    def abandon_and_tell(guard: LeakGuard) -> None:
+    def abandon_and_tell(guard: Guard) -> None:
         abandon(guard)
         gone.set()
 
     def one() -> None:
         LeakGuardMiddleware(answer, observers=[])
 
-    monkeypatch.setattr(LeakGuard, "abandon", abandon_and_tell)
+    monkeypatch.setattr(Guard, "abandon", abandon_and_tell)
     one()
     gc.collect()
     with LeakGuard(mode="testing", observers=[recorder]) as guard:
         assert gone.wait(PATIENCE)
-        assert SQLALCHEMY.guards == (guard,)
+        assert SQLALCHEMY.guards == (core_of(guard),)
 
 
 def test_notices_of_a_long_scope_are_told_as_they_come(recorder: Recorder, engine: Engine) -> None:

@@ -28,7 +28,7 @@ from leakguard.core.callsite import relative_path
 from leakguard.core.hold import ConnectionHold, Hold
 from leakguard.sources.sqlalchemy import SQLALCHEMY, frames
 from leakguard.sources.sqlalchemy.sessions import TrackedSession
-from tests.support import Recorder, line_marked
+from tests.support import Recorder, core_of, line_marked
 
 HERE = sys.modules[__name__]
 
@@ -337,7 +337,7 @@ def test_what_was_forgotten_fills_no_line(
     """As the child of a fork forgets what its parent had out, and may take more from that line."""
     out: list[PoolProxiedConnection] = []
     for name in ("parent", "child"):
-        guard.forget()
+        core_of(guard).forget()
         with guard.scope(name):
             out.append(engine.raw_connection())
     assert [finding.usage and finding.usage.same_line for finding in recorder.findings] == [1, 1]
@@ -474,7 +474,7 @@ def test_faults_of_ours_in_statements_and_returns_reach_nobody(
 
     with engine.connect() as connection:
         monkeypatch.setattr("leakguard.sources.sqlalchemy.checkouts.Execution", fail)
-        monkeypatch.setattr(guard, "released", fail)
+        monkeypatch.setattr(core_of(guard), "released", fail)
         assert connection.execute(text("SELECT 1")).scalar() == 1
     assert "Connections in pool: 1" in engine.pool.status()
 

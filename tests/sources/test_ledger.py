@@ -16,7 +16,7 @@ from leakguard.sources.sqlalchemy import SQLALCHEMY
 from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.ledger import Ledger
 from leakguard.sources.sqlalchemy.pools import idle_entries
-from tests.support import drain_watch
+from tests.support import core_of, drain_watch
 
 
 class Totals(Observer):
@@ -108,7 +108,7 @@ def test_two_threads_that_see_a_pool_first(
 
     def come_first(pool: Any) -> list[int]:
         monkeypatch.setattr(name, idle_entries)
-        facts_of(pool, guard)
+        facts_of(pool, core_of(guard))
         return []
 
     monkeypatch.setattr(name, come_first)

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket
 from leakguard import LeakGuard, LeakGuardMiddleware
 from leakguard.sources.asgi import ScopeMiddleware
 from leakguard.sources.routes import RouteLookup
-from tests.support import Recorder
+from tests.support import Recorder, core_of
 
 VALUE = "client-value"
 """What clients put into paths; it must never come out."""
@@ -338,7 +338,7 @@ def test_other_frameworks_have_no_routes_of_ours(guard: LeakGuard, recorder: Rec
         await opaque(scope, receive, send)
 
     framework.routes = ["not", "Starlette's"]  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]  # as they do
-    app = ScopeMiddleware(framework, guard)
+    app = ScopeMiddleware(framework, core_of(guard))
     request(app, f"/{VALUE}")
     assert name_of(app, recorder) == "GET unmatched"
 
@@ -357,6 +357,6 @@ def test_an_endless_chain_of_middleware_ends(guard: LeakGuard, recorder: Recorde
             """Answer."""
             await opaque(scope, receive, send)
 
-    app = ScopeMiddleware(Loop(), guard)
+    app = ScopeMiddleware(Loop(), core_of(guard))
     request(app, f"/{VALUE}")
     assert name_of(app, recorder) == "GET unmatched"

@@ -27,7 +27,7 @@ from sqlmodel import Session as SQLModelSession
 from leakguard import Finding, FindingKind, LeakGuard, allow
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from leakguard.sources.sqlalchemy.sessions import TrackedSession
-from tests.support import Recorder, drain_watch, line_marked
+from tests.support import Recorder, core_of, drain_watch, line_marked
 
 QUERY = text("SELECT 1")
 HERE = sys.modules[__name__]
@@ -595,7 +595,7 @@ def test_a_fault_of_ours_keeps_no_session_open(
         raise KeyError("of the application")
 
     with LeakGuard(mode="testing", observers=[]) as guard:
-        monkeypatch.setattr(guard, "released", fail)
+        monkeypatch.setattr(core_of(guard), "released", fail)
         for _ in range(2):
             session = Session(engine)
             session.execute(QUERY)
@@ -689,7 +689,7 @@ def test_nothing_is_remembered_of_sessions_that_are_gone(engine: Engine) -> None
         drain_watch()
         gc.collect()
         holds = [one for one in gc.get_objects() if isinstance(one, TrackedSession)]
-        assert not [hold for hold in holds if hold.guard is guard]
+        assert not [hold for hold in holds if hold.guard is core_of(guard)]
 
 
 @pytest.mark.parametrize("end", ["reset", "invalidate"])
