@@ -26,6 +26,8 @@ from leakguard.core.tasks import AnyTask
 Stack = list[FrameType]
 """The innermost frames of the segments, the innermost segment first."""
 
+_LOOKS: Final = 3
+"""How often work that is nowhere to be seen is looked for."""
 _LONGEST_CHAIN: Final = 1000
 """How many awaits are followed: a task may await itself by way of another one."""
 
@@ -59,7 +61,9 @@ def task_stack(task: AnyTask) -> Stack:
 def chain_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaited)
     """Return where a coroutine waits, by what it awaits, or runs."""
     with PAUSE:
-        return _chain_stack(work)
+        # One that ran a moment ago may have gone on to wait before its thread was looked at.
+        looks = (_chain_stack(work) for _ in range(_LOOKS))
+        return next((found for found in looks if found), Stack())
 
 
 def _chain_stack(work: Any) -> Stack:  # noqa: ANN401  (whatever can be awaited)

@@ -185,6 +185,26 @@ def test_a_coroutine_that_runs_in_no_thread_is_nowhere() -> None:
     assert chain_stack(None) == []
 
 
+def test_one_that_went_on_to_wait_meanwhile_is_where_it_waits() -> None:
+    """It ran when it was looked at, and waits by the time its thread is."""
+
+    class GoesOn:
+        """A coroutine that runs, in a thread that is through with it, until one looks again."""
+
+        cr_frame = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        cr_await = None
+
+        def __init__(self) -> None:
+            self._runs = iter([True])
+
+        @property
+        def cr_running(self) -> bool:
+            return next(self._runs, False)
+
+    work = GoesOn()
+    assert chain_stack(work) == [work.cr_frame]
+
+
 def test_a_chain_of_tasks_is_followed_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be a circle: two tasks that wait for each other, and never end."""
     monkeypatch.setattr("leakguard.core.stacks._LONGEST_CHAIN", 10)
