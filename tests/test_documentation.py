@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -83,10 +85,22 @@ def test_every_public_name_is_documented() -> None:
 def test_all_is_what_there_is() -> None:
     """`__all__` is sorted, and names all that the package has beside its modules."""
     assert leakguard.__all__ == sorted(leakguard.__all__, key=lambda name: (name.islower(), name))
-    public = {name: value for name, value in vars(leakguard).items() if not name.startswith("_")}
-    assert set(leakguard.__all__) == {
-        name for name, value in public.items() if not isinstance(value, ModuleType)
+    for name in leakguard.__all__:
+        assert getattr(leakguard, name).__module__.startswith("leakguard.")
+    public = {name for name in dir(leakguard) if not name.startswith("_")}
+    modules = {name for name in public if isinstance(getattr(leakguard, name), ModuleType)}
+    assert public - modules - {"TYPE_CHECKING", "annotations", "import_module"} == {
+        *leakguard.__all__
     }
+    with pytest.raises(AttributeError, match=r"module 'leakguard' has no attribute 'Leakguard'"):
+        _ = leakguard.Leakguard
+
+
+def test_the_package_imports_nothing_until_it_is_asked() -> None:
+    """Pytest imports it for its plugin, also where nobody uses SQLAlchemy."""
+    program = "import sys, leakguard; print('sqlalchemy' in sys.modules, leakguard.Log.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)  # noqa: S603
+    assert done.stdout.split() == [b"False", b"Log"]
 
 
 def test_every_kind_is_documented_with_its_severity() -> None:
