@@ -277,6 +277,7 @@ def test_what_was_collected_before_an_uninstallation_is_told(recorder: Recorder)
 def test_what_was_collected_is_told_while_nobody_has_the_lock() -> None:
     """An observer may wait for a thread that installs another guard."""
     free: list[bool] = []
+    told = threading.Event()
 
     def look() -> None:
         free.append(LOCK.acquire(blocking=False))
@@ -290,11 +291,13 @@ def test_what_was_collected_is_told_while_nobody_has_the_lock() -> None:
             thread = threading.Thread(target=look)
             thread.start()
             thread.join(PATIENCE)
+            told.set()
 
     with make_guard(Waiting()) as guard:
         hold = FakeConnection(guard)
         guard._open[hold] = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no watch starts
         hold.collect()
+    assert told.wait(PATIENCE)  # by the watch, where it runs for another reason
     assert free == [True]
 
 
