@@ -94,10 +94,7 @@ def line_marked(where: ModuleType | FunctionType | type, marker: str) -> int:
 
 def drain_watch() -> None:
     """Wait until the watch has done what was posted so far."""
-    done = threading.Event()
-    WATCH.start()
-    WATCH.post(done.set)
-    assert done.wait(PATIENCE)
+    assert WATCH.drain(PATIENCE)
 
 
 def patiently(condition: Callable[[], object], seconds: float = PATIENCE) -> None:

@@ -16,7 +16,7 @@ from leakguard.core.hold import ConnectionHold, Hold, take_out
 from leakguard.core.judge import Judge
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observers
-from leakguard.core.process import INSTALLED
+from leakguard.core.process import EVERYWHERE, INSTALLED
 from leakguard.core.register import Register
 from leakguard.core.report import describe_return
 from leakguard.core.scope import Scope, Tally, current_scope, nearest_open
@@ -95,6 +95,8 @@ class Guard:
                 self.installed_at = monotonic()
                 self.watches_all = self.settings.engines is None
                 self._warns_uninstalled = False
+                for observer in EVERYWHERE:
+                    self.observers.add(observer)
                 INSTALLED.add(self)
                 COLLECTOR.add_user()
                 WATCH.add_user()
@@ -122,6 +124,8 @@ class Guard:
                 for source in reversed(self._sources):
                     leave(source)
                 self.forget()  # after that: until then a thread may take one more
+                for observer in EVERYWHERE:
+                    self.observers.remove(observer)
                 COLLECTOR.remove_user()
                 WATCH.remove_user()
         if installed:
@@ -131,6 +135,11 @@ class Guard:
         """Say what there is to say: nobody is left who could give a hold back."""
         self._hear_collected()
         self._judge.judge_pending()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a verdict waits for work that goes on, for `late_after` seconds at most."""
+        return self._judge.undecided
 
     def _hear_collected(self) -> None:
         for hold in self._open.copy():

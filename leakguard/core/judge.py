@@ -128,6 +128,14 @@ class Judge:
         """Decide on a hold that the garbage collector took while it was waited for."""
         self._again(hold)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether a verdict waits for other work of its scope, which goes on."""
+        return any(
+            wait.until is not None and any(loop.is_running() for loop in _loops(wait))
+            for wait in self.waits.copy().values()
+        )
+
     def judge_pending(self) -> None:
         """Judge at once what is waited for, as after the wait: nobody will be there by then."""
         scopes = self._task_scan.shared()

@@ -100,6 +100,22 @@ class Observers:
         """Return the first observer of a class."""
         return next((one for one in self._observers if isinstance(one, kind)), None)
 
+    def add(self, observer: Observer) -> None:
+        """Tell one more, unless it is told already."""
+        with LOCK:
+            if observer not in self._observers:
+                self._observers = [*self._observers, observer]
+                self._arrange()
+
+    def remove(self, observer: Observer) -> bool:
+        """Tell one no more; `False` where it was not told any more."""
+        with LOCK:  # two that are removed at once would bring one another back
+            others = [one for one in self._observers if one is not observer]
+            removed = len(others) < len(self._observers)
+            self._observers = others
+            self._arrange()
+        return removed
+
     def _arrange(self) -> None:
         self.scope_opened: Tell[Scope] = self._tell("scope_opened")
         self.scope_closed: Tell[Scope] = self._tell("scope_closed")
@@ -140,12 +156,8 @@ class Observers:
                 yield observer, method
 
     def _disable(self, observer: Observer, error: BaseException) -> None:
-        with LOCK:  # two that raise at once would bring one another back
-            others = [one for one in self._observers if one is not observer]
-            if len(others) == len(self._observers):  # it raised in two threads at once
-                return
-            self._observers = others
-            self._arrange()
+        if not self.remove(observer):  # it raised in two threads at once
+            return
         self._faults.log(
             f"leakguard's observer {type(observer).__name__}",
             error,

@@ -80,6 +80,19 @@ current_scope: Final[ContextVar[Scope | None]] = ContextVar("leakguard_scope", d
 """The innermost scope; child tasks and threads that copy the context see it, too."""
 
 
+class Ambient:
+    """The scope of whatever is done in none of its own, in any thread, task and context.
+
+    There can be one where the process does one thing after the other, as a run of tests does. The
+    context cannot say which it is: event loops, portals and servers have one from long before.
+    """
+
+    scope: Scope | None = None
+
+
+AMBIENT: Final = Ambient()
+
+
 class Scope:
     """One request, WebSocket connection, test or job. Scopes nest."""
 
@@ -121,6 +134,8 @@ class Scope:
         around = current_scope.get()
         if around is not None:
             self._begin_in(around)
+        elif AMBIENT.scope is not None:
+            self.parent = AMBIENT.scope
         self.owner = current_owner()
         """The `id()` of the task or strand that opened it, else the number of the thread; they mean
         something while it is open."""
@@ -223,6 +238,8 @@ def scopes_around(task: AnyTask) -> Iterator[Scope]:
     """Yield the scopes from within which `task` was started, the innermost first."""
     context = context_of(task)
     scope = None if context is None else context.get(current_scope)
+    if scope is None:
+        scope = AMBIENT.scope
     while scope is not None:
         yield scope
         scope = scope.parent

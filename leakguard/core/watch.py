@@ -84,6 +84,13 @@ class Watch:
         """Have `job` done when `time.monotonic()` has reached `when`."""
         self._inbox.put((when, job))
 
+    def drain(self, timeout: float) -> bool:
+        """Wait until what was posted so far is done; `False` where that took `timeout` seconds."""
+        done = threading.Event()
+        self.start()
+        self.post(done.set)
+        return done.wait(timeout)
+
     def _forget(self) -> None:
         """Begin anew in the child of a fork: threads do not survive it, locks may be taken."""
         self.started = False

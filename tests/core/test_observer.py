@@ -10,7 +10,8 @@ import pytest
 from leakguard import Finding, Hold, Observer
 from leakguard.core.faults import Faults
 from leakguard.core.observer import METHODS, Observers
-from tests.core.fakes import installed, make_finding, take
+from leakguard.core.process import observe_everywhere, observe_no_more
+from tests.core.fakes import installed, make_finding, make_guard, take
 from tests.support import PATIENCE, Recorder
 
 
@@ -150,6 +151,25 @@ def test_an_observer_that_raises_in_two_threads_at_once_is_logged_once(
     assert len(caplog.records) == 1
     assert len(recorder.holds_acquired) == 2
     guard.uninstall()
+
+
+def test_who_hears_of_every_guard_hears_once() -> None:
+    """Of those that are installed before and after; and no more when it wants no more."""
+    recorder = Recorder()
+    before, after = make_guard(recorder), make_guard()
+    with before:
+        observe_everywhere(recorder)
+        try:
+            with after:
+                for guard in (before, after):
+                    with guard.scope("job"):
+                        pass
+            assert list(after.observers) == []
+        finally:
+            observe_no_more(recorder)
+        with before.scope("job"):
+            pass
+    assert len(recorder.scopes_closed) == 2
 
 
 def test_the_methods_are_listed() -> None:

@@ -217,6 +217,13 @@ def test_outside_of_its_strands_there_is_none(library: Trio | Gevent) -> None:
     assert greenlet(current_strand).switch() is None
 
 
+def test_where_nobody_uses_such_a_library_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in most programs."""
+    for name in ("trio.lowlevel", "gevent"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert current_strand() is None
+
+
 @pytest.mark.parametrize("name", ["trio.lowlevel", "gevent"])
 def test_a_library_that_is_still_being_imported_is_not_asked(
     name: str, monkeypatch: pytest.MonkeyPatch

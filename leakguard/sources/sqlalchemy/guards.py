@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from leakguard.core.scope import AMBIENT
 from leakguard.sources.sqlalchemy.pools import belongs_to
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Guards:
         """
         if scope is not None and scope.guard.watches_all:  # of most programs
             return scope.guard, scope
+        if scope is None:
+            scope = AMBIENT.scope
         while scope is not None:
             guard = scope.guard
             if guard.installed and self.watches(guard, pool):
@@ -75,6 +78,8 @@ class Guards:
 
     def nearest(self, scope: Scope | None) -> tuple[Guard | None, Scope | None]:
         """Return the innermost scope and its guard, else the guard that was installed first."""
+        if scope is None:
+            scope = AMBIENT.scope
         while scope is not None:
             if scope.guard.installed:
                 return scope.guard, scope
