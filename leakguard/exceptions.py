@@ -39,7 +39,7 @@ class SettingsError(LeakGuardError, ValueError):
 
 
 class ConnectionLeakError(LeakGuardError):
-    """Reserved for the testing tools, which will raise it when something leaked.
+    """Something leaked: raised where a test asks, by the `leakguard` fixture.
 
     It carries the `findings`. Pickled, as multiprocessing does, they have neither `hold` nor
     `scope`, and tell the same all the same.

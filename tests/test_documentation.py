@@ -9,7 +9,7 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from opentelemetry.metrics import NoOpMeterProvider
@@ -35,6 +35,7 @@ from leakguard import (
     PoolUsers,
     Scope,
     Settings,
+    Severity,
     Use,
     Wait,
 )
@@ -43,6 +44,8 @@ from leakguard.core.diagnosis import Case, diagnose
 from leakguard.core.settings import Mode, Options, build_settings
 from leakguard.observers.opentelemetry import OpenTelemetry
 from leakguard.observers.prometheus import Metrics
+from leakguard.testing.fixture import LeakGuardFixture
+from leakguard.testing.options import KINDS, add_options
 from tests.core import fakes
 from tests.core.fakes import make_finding
 
@@ -50,6 +53,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
 EXHAUSTED = (ROOT / "docs" / "pool-exhausted.md").read_text()
+TESTING = (ROOT / "docs" / "testing.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -231,6 +235,35 @@ def test_a_function_that_returns_something_says_so_and_no_other_does(folder: str
 def test_every_value_of_an_exhausted_pool_is_documented(values: type[StrEnum]) -> None:
     """With its quotes, as `to_dict()` gives it."""
     assert {one.value for one in values} <= set(re.findall(r'`"(\w+)"`', REFERENCE))
+
+
+def test_what_the_pytest_plugin_offers_is_documented() -> None:
+    """Every option, every kind that a test can fail by, and all of the fixture."""
+
+    class Parser:
+        """Notes the options that are added."""
+
+        names: ClassVar[list[str]] = []
+
+        def addini(self, name: str, *_: object, **__: object) -> None:
+            self.names.append(f"{name} = ")
+
+        def addoption(self, name: str, *_: object, **__: object) -> None:
+            self.names.append(name)
+
+        def getgroup(self, *_: object) -> Parser:
+            return self
+
+    parser: Any = Parser()
+    add_options(parser)
+    assert len(Parser.names) == 5
+    assert all(name in TESTING for name in Parser.names)
+    assert {cells[0].strip("`").partition("(")[0] for cells in rows("of the fixture", TESTING)} == {
+        name for name in vars(LeakGuardFixture) if not name.startswith("_")
+    }
+    assert set(KINDS) <= names(TESTING)
+    worst = (Severity.WARNING, Severity.ERROR)
+    assert set(KINDS) == {kind.value for kind in FindingKind if kind.severity in worst}
 
 
 def test_every_metric_is_documented() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 from typing import Any
 
 import pytest
@@ -163,6 +164,19 @@ def test_a_guard_of_its_own_goes_with_the_middleware(recorder: Recorder) -> None
     gc.collect()
     drain_watch()
     assert [guard.installed for guard in guards] == [True, False]
+
+
+def test_the_table_is_logged_on_a_signal(caplog: pytest.LogCaptureFixture) -> None:
+    """By the guard that users have, too."""
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        with LeakGuard(mode="testing") as guard:
+            guard.log_on_signal(signal.SIGUSR2)
+            signal.raise_signal(signal.SIGUSR2)
+            drain_watch()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert caplog.messages[0].endswith("no open holds")
 
 
 def test_a_guard_that_is_given_is_installed() -> None:

@@ -1,0 +1,65 @@
+"""The entry point of the pytest plugin: inert until somebody asks for it.
+
+pytest imports this module wherever leakguard is installed, so that it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from leakguard.testing.options import Reaction, Run, add_options, read_run, read_wish
+
+if TYPE_CHECKING:
+    from leakguard.testing.fixture import LeakGuardFixture
+    from leakguard.testing.plugin import LeakPlugin
+
+_RUN: Final = pytest.StashKey[Run]()
+_PLUGIN: Final = pytest.StashKey["LeakPlugin"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options and the ini setting."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read what the run wants, and begin if it is anything."""
+    config.addinivalue_line(
+        "markers",
+        'leakguard("off" | "warn" | "error", ignore=[...]): what to do about the connection leaks '
+        "of this test, and which of them are nothing to it.",
+    )
+    run = config.stash[_RUN] = read_run(config)
+    if run.reaction is not Reaction.OFF:
+        _begin(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin where a test wants what the run does not."""
+    if _PLUGIN in config.stash:
+        return
+    run = config.stash[_RUN]
+    for item in items:
+        wanted = read_wish(item, run).reaction is not Reaction.OFF
+        if wanted or "leakguard" in getattr(item, "fixturenames", ()):
+            _begin(config).pytest_collection_modifyitems(items)
+            return
+
+
+def _begin(config: pytest.Config) -> LeakPlugin:
+    from leakguard.testing.plugin import LeakPlugin  # noqa: PLC0415  (not while inert)
+
+    plugin = config.stash[_PLUGIN] = LeakPlugin(config, config.stash[_RUN])
+    config.pluginmanager.register(plugin, "leakguard-run")
+    return plugin
+
+
+@pytest.fixture(name="leakguard")
+def _leakguard(request: pytest.FixtureRequest) -> LeakGuardFixture:
+    """What was found of this test so far, what it has open, and what it is allowed."""
+    from leakguard.testing.fixture import LeakGuardFixture  # noqa: PLC0415  (it imports SQLAlchemy)
+
+    return LeakGuardFixture(request.config.stash[_PLUGIN].watch)

@@ -1,0 +1,60 @@
+"""From a finding to a leak of a run of tests. Imported when there is one: it needs the core."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from leakguard.core.finding import FindingKind, fingerprint
+from leakguard.core.report import advice
+from leakguard.exceptions import ConnectionLeakWarning
+from leakguard.testing.leaks import Leak
+
+if TYPE_CHECKING:
+    from leakguard.core.callsite import CallSite
+    from leakguard.core.finding import Finding
+
+
+def site_of(finding: Finding) -> CallSite | None:
+    """Return the line to look at: of the session, else of the checkout, or of most of a pool's."""
+    hold, exhaustion = finding.hold, finding.exhaustion
+    if hold is not None:
+        return hold.created_at or hold.acquired_at
+    group = None if exhaustion is None else exhaustion.main_group
+    return None if group is None else group.site
+
+
+def identity_of(finding: Finding) -> str:
+    """Return the fingerprint of a leak, which is the same whether the collector came first or not.
+
+    When the collector comes is chance, and must not make a leak that is known a new one.
+    """
+    hold = finding.hold
+    if hold is None or finding.kind is not FindingKind.RECLAIMED:
+        return finding.fingerprint
+    return fingerprint(FindingKind.LEAKED, hold.created_at, hold.acquired_at)
+
+
+def leak_of(finding: Finding, *, known: bool, fails: bool) -> Leak:
+    """Write down a finding."""
+    site = site_of(finding)
+    facts = finding.to_dict()
+    return Leak(
+        fingerprint=identity_of(finding),
+        known=known,
+        fails=fails,
+        report=str(finding),
+        headline=facts["message"],
+        file=None if site is None else site.file,
+        line=None if site is None else site.line,
+        function=None if site is None else site.function,
+        fix=finding.hint.fix,
+        facts=facts,
+    )
+
+
+def warn_of(finding: Finding) -> None:
+    """Warn on the line to look at."""
+    site = site_of(finding)
+    file, line = ("unknown", 0) if site is None else (site.file, site.line)
+    warnings.warn_explicit(advice(finding), ConnectionLeakWarning, file, line)

@@ -1,0 +1,59 @@
+"""The leaks of a run, grouped: what the summary, the report and the baseline are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Leak(TypedDict):
+    """A finding as it goes from a worker of pytest-xdist to the run: plain values only."""
+
+    fingerprint: str
+    known: bool
+    """Whether the baseline has it."""
+    fails: bool
+    """Whether it is reason to fail."""
+    report: str
+    headline: str
+    """Its first line."""
+    file: str | None
+    line: int | None
+    function: str | None
+    """The line to look at."""
+    fix: str
+    facts: dict[str, Any]
+    """What `Finding.to_dict()` says."""
+
+
+@dataclass(slots=True)
+class Group:
+    """Equal leaks."""
+
+    first: Leak
+    count: int = 0
+    stages: dict[str, None] = field(default_factory=dict[str, None])
+    """The tests and fixtures that made it, in their order; a dict as an ordered set."""
+
+
+class Leaks:
+    """All leaks of a run by fingerprint, and the tests that ran."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, Group] = {}
+        self.ran: set[str] = set()
+
+    def add(self, stage: str, leaks: Iterable[Leak]) -> None:
+        """Add what was found of a test or fixture; of none of them where the name is empty."""
+        for leak in leaks:
+            group = self.groups.setdefault(leak["fingerprint"], Group(leak))
+            group.count += 1
+            if stage:
+                group.stages[stage] = None
+
+    def of(self, *, known: bool) -> list[Group]:
+        """Return the groups that the baseline has, or those that it has not."""
+        return [group for group in self.groups.values() if group.first["known"] is known]

@@ -1,0 +1,172 @@
+"""What a run of tests, and a test, want to be done about leaks: ini, options and markers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from leakguard.core.finding import Finding
+
+    Ignored = str | Callable[[Finding], bool]
+
+
+class Reaction(StrEnum):
+    """What is done about a leak."""
+
+    OFF = "off"
+    """Nothing."""
+    WARN = "warn"
+    """A `ConnectionLeakWarning` on the line that made it."""
+    ERROR = "error"
+    """The test fails."""
+
+
+KINDS: Final = ("leaked", "reclaimed", "held", "pool_exhausted")
+"""The kinds of findings that are of severity warning or error: those that a test can fail by."""
+
+_SAME: Final = ("leaked", "reclaimed")
+"""One mistake: whether the garbage collector came before the end of the test is chance."""
+_REACTIONS: Final = ", ".join(repr(reaction.value) for reaction in Reaction)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the run wants."""
+
+    reaction: Reaction
+    baseline: Path | None
+    """The file of the leaks that are known."""
+    update_baseline: bool
+    """Whether to write that file, and not to fail by what goes into it."""
+    report: Path | None
+    """The file to write all findings to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a test wants."""
+
+    reaction: Reaction
+    ignore: tuple[Ignored, ...] = ()
+    """Kinds, and predicates on findings, of what is nothing to it."""
+
+    def ignores(self, finding: Finding) -> bool:
+        """Return whether one of them says so."""
+        kinds = _SAME if finding.kind.value in _SAME else (finding.kind.value,)
+        return any(one in kinds if isinstance(one, str) else one(finding) for one in self.ignore)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the options and the ini setting to pytest's."""
+    parser.addini("leakguard", f"What to do about connection leaks: {_REACTIONS}.", default="off")
+    group = parser.getgroup("leakguard", "leaks of database connections")
+    group.addoption(
+        "--leakguard",
+        choices=[reaction.value for reaction in Reaction],
+        help="what to do about leaks, in place of the ini setting of that name",
+    )
+    group.addoption(
+        "--leakguard-baseline",
+        metavar="FILE",
+        help="a file of leaks that are known: only new ones count",
+    )
+    group.addoption(
+        "--leakguard-update-baseline",
+        action="store_true",
+        help="write that file: the leaks of the tests that run are known from now on",
+    )
+    group.addoption("--leakguard-report", metavar="FILE", help="write all leaks to a file, as JSON")
+
+
+def read_run(config: pytest.Config) -> Run:
+    """Read what the run wants.
+
+    Raises `pytest.UsageError` for what is not allowed, and for options that would have no effect.
+    """
+    option: str | None = config.getoption("leakguard")
+    ini: str = config.getini("leakguard")
+    reaction = _reaction("the ini setting leakguard", ini) if option is None else Reaction(option)
+    baseline, report = _file(config, "baseline"), _file(config, "report")
+    update = bool(config.getoption("leakguard_update_baseline"))
+    if update and baseline is None:
+        raise pytest.UsageError(
+            "--leakguard-update-baseline writes the file that --leakguard-baseline names: add "
+            "--leakguard-baseline=FILE"
+        )
+    if reaction is Reaction.OFF and option is None and (baseline or report):
+        name = "--leakguard-baseline" if baseline else "--leakguard-report"
+        raise pytest.UsageError(
+            f"{name} has no effect while leaks are not looked for: add --leakguard=error (or "
+            "warn), or set leakguard = error in the ini file"
+        )
+    return Run(reaction, baseline, update, report)
+
+
+def read_wish(item: pytest.Item, run: Run) -> Wish:
+    """Read what a test wants: its markers, those of its class and module, and what the run wants.
+
+    The closest marker that says what to do wins; what they ignore adds up.
+    Raises `pytest.UsageError` for a marker that is not allowed.
+    """
+    reaction: Reaction | None = None
+    ignore: list[Ignored] = []
+    for marker in item.iter_markers("leakguard"):
+        try:
+            wanted, ignored = _read_marker(marker)
+        except ValueError as error:
+            raise pytest.UsageError(f"{item.nodeid}: @pytest.mark.leakguard: {error}") from error
+        reaction = reaction or wanted
+        ignore += ignored
+    return Wish(reaction or run.reaction, tuple(ignore))
+
+
+def _read_marker(marker: pytest.Mark) -> tuple[Reaction | None, list[Ignored]]:
+    arguments = dict(marker.kwargs)
+    ignore = list(_ignored(arguments.pop("ignore", ())))
+    if arguments:
+        raise ValueError(f"there is no argument {next(iter(arguments))!r}; known is 'ignore'")
+    if len(marker.args) > 1:
+        raise ValueError(f"takes one of {_REACTIONS}, and ignore=[...], not {marker.args!r}")
+    if not marker.args:
+        return None, ignore
+    return _reaction("its argument", marker.args[0], ValueError), ignore
+
+
+def _ignored(value: object) -> Iterator[Ignored]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"ignore={value!r} is not allowed: must be a list")  # noqa: TRY004
+    for one in cast("list[Ignored]", value):
+        if not callable(one) and one not in KINDS:
+            kinds = ", ".join(map(repr, KINDS))
+            raise ValueError(
+                f"ignore=[{one!r}] is not allowed: must be of {kinds}, or a function that takes a "
+                "finding, such as leakguard.ignore_route(...)"
+            )
+        yield one
+
+
+def _reaction(what: str, value: object, error: type[Exception] = pytest.UsageError) -> Reaction:
+    try:
+        return Reaction(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise error(f"{what} must be one of {_REACTIONS}, and is {value!r}") from None
+
+
+def _file(config: pytest.Config, name: Literal["baseline", "report"]) -> Path | None:
+    value: str | None = config.getoption(f"leakguard_{name}")
+    if value is None:
+        return None
+    if not value:
+        raise pytest.UsageError(f"--leakguard-{name} must name a file")
+    path = config.invocation_params.dir / value
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"cannot be in {path.parent}, which is no folder"
+        raise pytest.UsageError(f"--leakguard-{name}={value}: {path.name} {what}")
+    return path

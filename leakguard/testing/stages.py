@@ -1,0 +1,164 @@
+"""Stages: the stretches of a run of tests that must give back what they took."""
+
+from __future__ import annotations
+
+from threading import Condition
+from typing import TYPE_CHECKING, Literal
+
+from leakguard.core.guard import Guard
+from leakguard.core.observer import Observer
+from leakguard.core.process import INSTALLED, observe_everywhere, observe_no_more
+from leakguard.core.scope import AMBIENT, Scope
+from leakguard.core.settings import build_settings
+from leakguard.core.table import OpenHolds
+from leakguard.core.watch import WATCH
+from leakguard.sources.sqlalchemy import SQLALCHEMY
+from leakguard.sources.starlette import STARLETTE
+
+if TYPE_CHECKING:
+    from leakguard.core.finding import Finding
+    from leakguard.core.hold import Hold
+
+
+class Stage(Scope):
+    """A test with its fixtures, or a fixture that serves several tests."""
+
+    def __init__(self, guard: Guard, name: str, type: Literal["test", "fixture"]) -> None:  # noqa: A002  (as of a scope)
+        super().__init__(guard, name, type)
+        self.parent = None  # a fixture outlives the test that was the first to ask for it
+        self.interrupted: Scope | None = None
+        """The stage that goes on when this one ends or is left."""
+        self.findings: list[Finding] = []
+        """What was found of its own, and of the requests made in it."""
+        self.requests: set[Scope] = set()
+        """The scopes that were opened in it and have not ended."""
+        self.eventful = False
+        """Whether anything was opened or taken in it."""
+
+
+class Stages(Observer):
+    """Watches all stages of a run, and keeps what is found of each."""
+
+    def __init__(self) -> None:
+        self._guard = Guard(build_settings({"mode": "testing"}), (), (SQLALCHEMY, STARLETTE))
+        self._told = Condition()
+        self._rest: list[tuple[str, Finding]] = []
+        """What was found when its stage had ended, with that one's name, or outside of any."""
+
+    def start(self) -> None:
+        """Begin to watch."""
+        observe_everywhere(self)
+        self._guard.install()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._guard.uninstall()
+        observe_no_more(self)
+
+    def begin(self, name: str, type: Literal["test", "fixture"]) -> Stage:  # noqa: A002  (as of a scope)
+        """Begin a stage: what is taken from now on, in whatever thread or task, is its own."""
+        stage = Stage(self._guard, name, type)
+        self.enter(stage)
+        return stage
+
+    def enter(self, stage: Stage) -> None:
+        """Go on with a stage, in the middle of another one."""
+        stage.interrupted = AMBIENT.scope
+        AMBIENT.scope = stage
+
+    def leave(self, stage: Stage) -> None:
+        """Go on with the one that it interrupted."""
+        AMBIENT.scope, stage.interrupted = stage.interrupted, None
+
+    def end(self, stage: Stage) -> list[Finding]:
+        """End a stage, which goes on, and return what was found, when all verdicts have fallen."""
+        if stage.eventful:
+            self.settle(stage)
+        self._guard.close_scope(stage)
+        if stage.eventful:
+            self._decide()
+        self.leave(stage)
+        return stage.findings
+
+    def settle(self, stage: Stage) -> None:
+        """Wait for the requests of a stage that a server in another thread has yet to end.
+
+        For `late_after` seconds at most: a stream may be meant to go on.
+        """
+        with self._told:
+            self._told.wait_for(lambda: not _under_way(stage), self._patience)
+
+    def open_holds(self, stage: Stage) -> OpenHolds:
+        """Return what is out of a stage and of its requests, oldest first."""
+        holds = [hold for guard in INSTALLED.copy() for hold in guard.open_holds()]
+        own = (hold for hold in holds if _stage_of(hold.scope) is stage)
+        return OpenHolds(sorted(own, key=lambda hold: hold.acquired_monotonic))
+
+    def take_rest(self) -> list[tuple[str, Finding]]:
+        """Return what was found when its stage had ended, with that one's name, if any."""
+        self._decide()
+        rest, self._rest = self._rest, []
+        return rest
+
+    @property
+    def _patience(self) -> float:
+        return self._guard.settings.late_after
+
+    def _decide(self) -> None:
+        """Have every verdict fall that can: work that goes on gets its time to give things back."""
+        guards = INSTALLED.copy()
+        with self._told:
+            self._told.wait_for(lambda: not any(one.undecided for one in guards), self._patience)
+        for guard in guards:
+            guard.judge_pending()
+        WATCH.drain(self._patience)  # it tells what the collector did, and may be at it
+
+    def scope_opened(self, scope: Scope) -> None:
+        """Remember what is under way."""
+        stage = _stage_of(scope)
+        if stage is not None:  # there is none while tests are collected
+            stage.eventful = True
+            stage.requests.add(scope)
+
+    def scope_closed(self, scope: Scope) -> None:
+        """Remember that it is not under way any more."""
+        stage = _stage_of(scope)
+        if stage is not None and scope in stage.requests:
+            stage.requests.discard(scope)
+            self._tell()
+
+    def acquired(self, hold: Hold) -> None:
+        """Remember that there is something to judge."""
+        stage = _stage_of(hold.scope)
+        if stage is not None:
+            stage.eventful = True
+
+    def released(self, hold: Hold) -> None:
+        """Have whoever waits for it look again."""
+        if hold.scope is not None and hold.scope.closed_at is not None:
+            self._tell()
+
+    def found(self, finding: Finding) -> None:
+        """Keep it for its stage."""
+        stage = _stage_of(finding.scope)
+        if stage is None or (stage.closed_at is not None and AMBIENT.scope is not stage):
+            self._rest.append(("" if stage is None else stage.name, finding))
+        else:
+            stage.findings.append(finding)
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._told:
+            self._told.notify_all()
+
+
+def _stage_of(scope: Scope | None) -> Stage | None:
+    while scope is not None and not isinstance(scope, Stage):
+        scope = scope.parent
+    return scope
+
+
+def _under_way(stage: Stage) -> bool:
+    """Return whether a request of it is on a loop that goes on in another thread."""
+    loops = (None if scope.loop is None else scope.loop() for scope in stage.requests.copy())
+    return any(loop is not None and loop.is_running() for loop in loops)

@@ -1,0 +1,98 @@
+"""A suite to run pytest over, in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+PRELUDE = """
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+
+engine = create_engine("sqlite:///suite.db", pool_logging_name="main")
+kept = []
+
+
+def take():
+    session = Session(engine)  # leak
+    session.execute(text("select 1"))  # checkout
+    kept.append(session)
+
+
+def behave():
+    with Session(engine) as session:
+        session.execute(text("select 1"))
+
+
+def give_back():
+    while kept:
+        kept.pop().close()
+"""
+"""What most suites begin with."""
+
+WITHOUT = [
+    f"-pno:{plugin}" for plugin in ("randomly", "asyncio", "cacheprovider", "hypothesispytest")
+]
+"""The plugins that a suite is run without; the last one would import Hypothesis each time."""
+
+OUTLIVED = """
+import threading
+go_on, has_it = threading.Event(), threading.Event()
+
+
+def work():
+    take()
+    has_it.set()
+    go_on.wait(10)
+
+
+thread = threading.Thread(target=work)
+
+
+def test_starts_it():
+    thread.start()
+    assert has_it.wait(10)
+
+
+def test_ends_it():
+    go_on.set()
+    thread.join()
+    behave()
+"""
+"""A suite in which a thread has a connection at the end of its test, and never gives it back."""
+
+Run = Callable[..., pytest.RunResult]
+Write = Callable[[str], None]
+
+
+@pytest.fixture
+def write(pytester: pytest.Pytester) -> Write:
+    """Return what writes the suite: its tests, which have the prelude to use."""
+
+    def write(tests: str) -> None:
+        pytester.makepyfile(prelude=PRELUDE, test_suite="from prelude import *\n" + tests)
+
+    return write
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Run:
+    """Return what runs pytest over it with some arguments, in order and in this process."""
+
+    def run(*arguments: str) -> pytest.RunResult:
+        # The filters of this project's own tests are in force in the same process.
+        return pytester.runpytest_inprocess(*WITHOUT, "-Wdefault", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def run_apart(pytester: pytest.Pytester) -> Run:
+    """Return what does the same in a process of its own, with which goes what the suite leaks."""
+
+    def run(*arguments: str) -> pytest.RunResult:
+        return pytester.runpytest_subprocess(*WITHOUT, *arguments)
+
+    return run

@@ -1,0 +1,108 @@
+"""A suite that has leaks today can begin with those that are new."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import pytest
+
+from tests.plugin.conftest import Run, Write
+
+OLD = "def test_old(): take()\n"
+OTHER = """
+def test_other():
+    session = Session(engine)
+    session.execute(text("select 1"))
+    kept.append(session)
+"""
+NEW = "def test_new(): engine.raw_connection()\n"
+BASELINE = ("--leakguard=error", "--leakguard-baseline=known.json")
+
+
+def known(pytester: pytest.Pytester) -> list[list[str]]:
+    """Return the tests of each leak in the file."""
+    content = json.loads((pytester.path / "known.json").read_text())
+    return sorted(leak["tests"] for leak in content["leaks"])
+
+
+def test_what_is_known_does_not_fail(write: Write, run: Run, pytester: pytest.Pytester) -> None:
+    """Only what is new does, until that is known, too."""
+    write(OLD + OTHER)
+    result = run(*BASELINE, "--leakguard-update-baseline")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*known.json: 2 known leaks"])
+    assert known(pytester) == [["test_suite.py::test_old"], ["test_suite.py::test_other"]]
+    result = run(*BASELINE)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        ["*leakguard: no new leaks*", "2 leaks of the baseline, in 2 tests"]
+    )
+    write(OLD + OTHER + NEW)
+    result = run(*BASELINE)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*", "reclaimed: *"])
+
+
+def test_what_is_known_is_no_warning(write: Write, run: Run) -> None:
+    """Where leaks are warnings."""
+    write(OLD)
+    run(*BASELINE, "--leakguard-update-baseline")
+    run("--leakguard=warn", "--leakguard-baseline=known.json").assert_outcomes(passed=1)
+
+
+def test_what_is_gone_is_told(write: Write, run: Run, pytester: pytest.Pytester) -> None:
+    """If a test ran that used to leak; and it is taken out when the file is updated."""
+    write(OLD + OTHER)
+    run(*BASELINE, "--leakguard-update-baseline")
+    write("def test_old(): behave()\n" + OTHER)
+    result = run(*BASELINE)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["gone: leaked: test_suite.py::test_old *"])
+    result = run(*BASELINE, "-k", "other")
+    result.stdout.no_fnmatch_line("gone: *")
+    run(*BASELINE, "--leakguard-update-baseline")
+    assert known(pytester) == [["test_suite.py::test_other"]]
+    assert run(*BASELINE).ret == pytest.ExitCode.OK
+
+
+def test_a_part_of_the_suite_updates_its_part(
+    write: Write, run: Run, pytester: pytest.Pytester
+) -> None:
+    """What other tests leak stays known."""
+    write(OLD + OTHER + "def test_older(): take()\n")
+    run(*BASELINE, "--leakguard-update-baseline")
+    run(*BASELINE, "--leakguard-update-baseline", "-k", "test_older")
+    assert known(pytester) == [
+        ["test_suite.py::test_old", "test_suite.py::test_older"],
+        ["test_suite.py::test_other"],
+    ]
+
+
+def test_it_does_not_matter_when_the_collector_came(write: Write, run: Run) -> None:
+    """A leak that it gave back before the end of the test is the one that is known."""
+    write(
+        "import gc\n"
+        "def take():\n"
+        "    session = Session(engine)\n"
+        "    session.execute(text('select 1'))\n"
+        "def test_leaks():\n"
+        "    take()\n"
+        "    if gc.isenabled(): gc.collect()\n"
+    )
+    gc.disable()
+    try:
+        run(*BASELINE, "--leakguard-update-baseline")
+    finally:
+        gc.enable()
+    result = run(*BASELINE)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["1 leak of the baseline, in 1 test"])
+
+
+def test_a_line_that_moves_is_still_known(write: Write, run: Run) -> None:
+    """The leak is known by its function, and its line within."""
+    write(OTHER)
+    run(*BASELINE, "--leakguard-update-baseline")
+    write("# a comment\n\n" + OTHER)
+    run(*BASELINE).assert_outcomes(passed=1)

@@ -1,0 +1,203 @@
+"""Requests that a test makes are judged with it: by any client, with or without middleware."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plugin.conftest import Run, Write
+
+APPLICATION = """
+import threading, httpx, uvicorn
+from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
+from leakguard import LeakGuard, LeakGuardMiddleware
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+async_engine = create_async_engine("sqlite+aiosqlite:///async.db", pool_logging_name="async")
+
+
+def get_db():
+    session = Session(engine)
+    yield session
+    if not leaks:
+        session.close()
+    kept.append(session)
+
+
+leaks = False
+app = FastAPI()
+
+
+@app.get("/sync/{leaky}")
+def sync(leaky: bool, db=Depends(get_db)):
+    global leaks
+    leaks = leaky
+    db.execute(text("select 1"))
+
+
+@app.get("/async/{leaky}")
+async def asynchronous(leaky: bool):
+    session = AsyncSession(async_engine)
+    await session.execute(text("select 1"))
+    if not leaky:
+        await session.close()
+
+
+protected = FastAPI()
+protected.add_middleware(LeakGuardMiddleware, mode="production", observers=[])
+protected.mount("/", app)
+paths = pytest.mark.parametrize("path", ["sync", "async"])
+apps = pytest.mark.parametrize("app", [app, protected], ids=["bare", "protected"])
+leaky = pytest.mark.parametrize("leaky", [True, False], ids=["leaks", "behaves"])
+"""
+
+
+def check(result: pytest.RunResult, expected: int) -> None:
+    """Check that as many tests failed as passed, and that each names its request and its line."""
+    result.assert_outcomes(failed=expected, passed=expected)
+    report = result.stdout.str()
+    assert report.count("\nleaked: GET /") >= expected
+
+
+def test_the_test_client(write: Write, run_apart: Run) -> None:
+    """Starlette's, with its own event loop in a thread of its own."""
+    write(
+        APPLICATION + "@leaky\n@paths\n@apps\n"
+        "def test_client(app, path, leaky):\n"
+        "    with TestClient(app) as client:\n"
+        "        assert client.get(f'/{path}/{leaky}').status_code == 200\n"
+    )
+    result = run_apart("--leakguard=error")
+    check(result, 4)
+    result.stdout.fnmatch_lines(
+        [
+            "leaked: GET /sync/{leaky} (200 *",
+            "  session created   test_suite.py:* in get_db",
+            "  checked out       test_suite.py:* in sync",
+        ]
+    )
+
+
+def test_a_server_in_a_thread(write: Write, run_apart: Run) -> None:
+    """It serves the whole run, and knows nothing of tests; the client may be ahead of it."""
+    write(
+        APPLICATION + "@pytest.fixture(scope='session', params=[app, protected])\n"
+        "def url(request):\n"
+        "    config = uvicorn.Config(request.param, port=0, log_level='error')\n"
+        "    started = threading.Event()\n"
+        "    class Server(uvicorn.Server):\n"
+        "        async def startup(self, sockets=None):\n"
+        "            await super().startup(sockets)\n"
+        "            started.set()\n"
+        "    server = Server(config)\n"
+        "    thread = threading.Thread(target=server.run)\n"
+        "    thread.start()\n"
+        "    assert started.wait(10)\n"
+        "    host, port = server.servers[0].sockets[0].getsockname()\n"
+        "    yield f'http://{host}:{port}'\n"
+        "    server.should_exit = True\n"
+        "    thread.join()\n"
+        "@leaky\n@paths\n"
+        "def test_server(url, path, leaky):\n"
+        "    assert httpx.get(f'{url}/{path}/{leaky}').status_code == 200\n"
+    )
+    check(run_apart("--leakguard=error"), 4)
+
+
+@pytest.mark.parametrize("scope", ["function", "session"])
+def test_asynchronous_tests_of_pytest_asyncio(
+    write: Write, run_apart: Run, pytester: pytest.Pytester, scope: str
+) -> None:
+    """With a loop for each test, or one for all: which has a context from the first one."""
+    pytester.makeini(
+        f"[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = {scope}\n"
+        f"asyncio_default_test_loop_scope = {scope}"
+    )
+    write(
+        APPLICATION + "@leaky\n@paths\n@apps\n"
+        "async def test_requests(app, path, leaky):\n"
+        "    transport = httpx.ASGITransport(app)\n"
+        "    async with httpx.AsyncClient(transport=transport, base_url='http://t') as client:\n"
+        "        assert (await client.get(f'/{path}/{leaky}')).status_code == 200\n"
+        "@pytest.fixture\n"
+        "async def db():\n"
+        "    async with AsyncSession(async_engine) as session: yield session\n"
+        "@leaky\n"
+        "async def test_sessions(leaky, db):\n"
+        "    await db.execute(text('select 1'))\n"
+        "    if leaky:\n"
+        "        await AsyncSession(async_engine).execute(text('select 1'))\n"
+    )
+    result = run_apart("--leakguard=error", "-p", "asyncio", "-Wignore")
+    result.assert_outcomes(failed=5, passed=5)
+    result.stdout.fnmatch_lines(["leaked: test_suite.py::test_sessions[[]leaks[]] *"])
+
+
+def test_asynchronous_tests_of_anyio(write: Write, run_apart: Run) -> None:
+    """On asyncio, and on trio, where SQLAlchemy is used synchronously."""
+    write(
+        "import anyio\n"
+        "pytestmark = pytest.mark.anyio\n"
+        "@pytest.fixture\n"
+        "async def db():\n"
+        "    with Session(engine) as session: yield session\n"
+        "async def test_behaves(db):\n"
+        "    db.execute(text('select 1'))\n"
+        "    await anyio.to_thread.run_sync(behave)\n"
+        "async def test_leaks(db): take()\n"
+        "async def test_leaks_in_a_thread(db): await anyio.to_thread.run_sync(take)\n"
+    )
+    run_apart("--leakguard=error").assert_outcomes(failed=4, passed=2)
+
+
+def test_a_session_that_the_test_lends_is_the_test_s(write: Write, run_apart: Run) -> None:
+    """By an override of the dependency: the request has nothing to give back."""
+    write(
+        APPLICATION + "@pytest.fixture\n"
+        "def db():\n"
+        "    with Session(engine) as session:\n"
+        "        app.dependency_overrides[get_db] = lambda: session\n"
+        "        yield session\n"
+        "@apps\n"
+        "def test_lends(app, db):\n"
+        "    assert TestClient(app).get('/sync/false').status_code == 200\n"
+    )
+    run_apart("--leakguard=error").assert_outcomes(passed=2)
+
+
+def test_what_the_guard_of_the_application_ignores_is_ignored(write: Write, run_apart: Run) -> None:
+    """Whoever said so in production means it in tests."""
+    write(
+        "from fastapi import FastAPI\n"
+        "from fastapi.testclient import TestClient\n"
+        "from leakguard import LeakGuardMiddleware, ignore_route\n"
+        "app = FastAPI()\n"
+        "app.add_middleware(LeakGuardMiddleware, observers=[], ignore=[ignore_route('/leak')])\n"
+        "@app.get('/leak')\n"
+        "def leak(): take()\n"
+        "@app.get('/other')\n"
+        "def other(): take()\n"
+        "@pytest.mark.parametrize('path', ['/leak', '/other'])\n"
+        "def test_one(path): TestClient(app).get(path)\n"
+    )
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=1, failed=1)
+
+
+def test_websockets_and_streams_end_with_the_test(write: Write, run_apart: Run) -> None:
+    """One that a server goes on with is given a moment, and is no reason to fail."""
+    write(
+        APPLICATION + "from fastapi import WebSocket\n"
+        "@app.websocket('/ws')\n"
+        "async def ws(socket: WebSocket):\n"
+        "    await socket.accept()\n"
+        "    with Session(engine) as session:\n"
+        "        session.execute(text('select 1'))\n"
+        "        await socket.send_text('ready')\n"
+        "        await socket.receive_text()\n"
+        "def test_socket():\n"
+        "    with TestClient(app).websocket_connect('/ws') as socket:\n"
+        "        assert socket.receive_text() == 'ready'\n"
+        "        socket.send_text('done')\n"
+    )
+    run_apart("--leakguard=error").assert_outcomes(passed=1)

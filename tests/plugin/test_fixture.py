@@ -1,0 +1,89 @@
+"""The `leakguard` fixture: for tests that look for themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plugin.conftest import Run, Write
+
+
+@pytest.mark.parametrize("reaction", ["off", "error"])
+def test_it_tells_what_is_out(write: Write, run: Run, reaction: str) -> None:
+    """Of the test, not of a wider fixture, also where the run looks for nothing."""
+    write(
+        "@pytest.fixture(scope='module')\n"
+        "def wide():\n"
+        "    with Session(engine) as session:\n"
+        "        session.execute(text('select 1'))\n"
+        "        yield session\n"
+        "def test_holds(leakguard, wide):\n"
+        "    assert leakguard.open_holds() == ()\n"
+        "    take()\n"
+        "    resources = [hold.resource for hold in leakguard.open_holds()]\n"
+        "    assert resources == ['session', 'connection']\n"
+        "    assert 'prelude.py:10' in str(leakguard.open_holds())\n"
+        "    give_back()\n"
+        "    assert leakguard.open_holds() == ()\n"
+    )
+    run(f"--leakguard={reaction}").assert_outcomes(passed=1)
+
+
+def test_it_tells_what_was_found(write: Write, run: Run) -> None:
+    """So far: of the requests of the test; and raises it where the test wants that."""
+    write(
+        "from starlette.applications import Starlette\n"
+        "from starlette.routing import Route\n"
+        "from starlette.responses import Response\n"
+        "from starlette.testclient import TestClient\n"
+        "from leakguard import ConnectionLeakError\n"
+        "def endpoint(request):\n"
+        "    take()\n"
+        "    return Response()\n"
+        "client = TestClient(Starlette(routes=[Route('/leak', endpoint)]))\n"
+        "@pytest.mark.leakguard('off')\n"
+        "def test_leaks(leakguard):\n"
+        "    leakguard.check()\n"
+        "    client.get('/leak')\n"
+        "    assert [str(finding.kind) for finding in leakguard.findings] == ['leaked']\n"
+        "    with pytest.raises(ConnectionLeakError, match='GET /leak') as caught:\n"
+        "        leakguard.check()\n"
+        "    assert caught.value.findings == leakguard.findings\n"
+    )
+    run().assert_outcomes(passed=1)
+
+
+def test_it_allows_what_is_meant_to_be(write: Write, run: Run) -> None:
+    """As `leakguard.allow` does, which a test that has the fixture cannot name so."""
+    write(
+        "def test_keeps(leakguard):\n"
+        "    with leakguard.allow('the next test needs it'):\n"
+        "        take()\n"
+    )
+    run("--leakguard=error").assert_outcomes(passed=1)
+
+
+def test_notices_are_found_and_no_reason_to_fail(write: Write, run: Run) -> None:
+    """They are legal, and worth knowing."""
+    write(
+        "def test_nests(leakguard):\n"
+        "    def job():\n"
+        "        with leakguard_guard.scope('job'), engine.connect(), engine.connect(): pass\n"
+        "    from leakguard import LeakGuard\n"
+        "    with LeakGuard(mode='testing', observers=[]) as leakguard_guard: job()\n"
+        "    assert [str(finding.kind) for finding in leakguard.findings] == ['nested_checkout']\n"
+        "    leakguard.check()\n"
+    )
+    run("--leakguard=error").assert_outcomes(passed=1)
+
+
+def test_a_suite_without_sqlalchemy_has_nothing_to_tell(
+    pytester: pytest.Pytester, run_apart: Run
+) -> None:
+    """And does not import it for that, nor any of leakguard that does."""
+    pytester.makepyfile(
+        "import sys\n"
+        "def test_one(): assert 'sqlalchemy' not in sys.modules\n"
+        "def test_two(): assert 'leakguard.core.guard' not in sys.modules\n"
+    )
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=2)

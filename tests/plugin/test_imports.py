@@ -1,0 +1,93 @@
+"""A suite that imports SQLAlchemy late is watched from then on, whatever it is about."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plugin.conftest import Run
+
+LATE = """
+import pytest
+kept = []
+
+
+def take():
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.orm import Session
+    session = Session(create_engine("sqlite:///late.db", pool_logging_name="main"))
+    session.execute(text("select 1"))
+    kept.append(session)
+"""
+
+
+def test_in_a_test(pytester: pytest.Pytester, run_apart: Run) -> None:
+    """It is that test's leak; what it can tell of itself is told before, too."""
+    pytester.makepyfile(
+        LATE + "def test_leaks(leakguard):\n"
+        "    assert leakguard.findings == ()\n"
+        "    assert leakguard.open_holds() == ()\n"
+        "    take()\n"
+        "    assert len(leakguard.open_holds()) == 2\n"
+    )
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["leaked: *::test_leaks *"])
+
+
+def test_in_a_wider_fixture(pytester: pytest.Pytester, run_apart: Run) -> None:
+    """It is the fixture's leak, also where it began before."""
+    pytester.makepyfile(
+        LATE + "@pytest.fixture(scope='module')\n"
+        "def earlier():\n"
+        "    yield\n"
+        "    take()\n"
+        "@pytest.fixture(scope='module')\n"
+        "def leaky(earlier):\n"
+        "    take()\n"
+        "    yield\n"
+        "def test_passes(leaky): pass\n"
+    )
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["module fixture leaky leaks, *", "module fixture earlier leaks, *"]
+    )
+
+
+def test_in_the_teardown_of_a_wider_fixture(pytester: pytest.Pytester, run_apart: Run) -> None:
+    """It had begun and was left when nothing was there to see."""
+    pytester.makepyfile(
+        LATE + "@pytest.fixture(scope='module')\n"
+        "def leaky():\n"
+        "    yield\n"
+        "    take()\n"
+        "def test_passes(leaky): pass\n"
+    )
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["module fixture leaky leaks, *"])
+
+
+def test_while_the_tests_are_collected(pytester: pytest.Pytester, run_apart: Run) -> None:
+    """What a module takes belongs to no test: no test is accused."""
+    pytester.makepyfile(
+        LATE + "from leakguard import LeakGuard\n"
+        "with LeakGuard(observers=[]) as guard, guard.scope('of a module'): take()\n"
+        "kept.pop().close()\n"
+        "take()\n"
+        "def test_passes(): pass\n"
+    )
+    run_apart("--leakguard=error").assert_outcomes(passed=1)
+
+
+def test_what_is_lost_while_they_are_collected(pytester: pytest.Pytester, run_apart: Run) -> None:
+    """It belongs to no test, and the run fails."""
+    pytester.makepyfile(
+        "from sqlalchemy import create_engine\n"
+        "create_engine('sqlite:///late.db').raw_connection()\n"
+        "def test_passes(): pass\n"
+    )
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*leakguard: 1 distinct leak*", "  found when no test ran"])

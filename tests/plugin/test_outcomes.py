@@ -1,0 +1,263 @@
+"""The test that leaks fails, and no other."""
+
+from __future__ import annotations
+
+import pytest
+
+from leakguard.sources.sqlalchemy import SQLALCHEMY
+from tests.plugin.conftest import OUTLIVED, Run, Write
+
+
+def test_the_test_that_leaks_fails_in_its_own_right(write: Write, run: Run) -> None:
+    """With the report on the leak, as a failure and not as an error, and the next one passes."""
+    write("def test_leaks(): take()\ndef test_behaves(): behave()")
+    result = run("--leakguard=error")
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*leaked: test_suite.py::test_leaks (in *) did not give back a connection of pool *",
+            "*session created   prelude.py:* in take",
+            "*checked out       prelude.py:* in take",
+            "*fix  *",
+        ]
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_what_nobody_keeps_is_found_too(write: Write, run: Run) -> None:
+    """The collector gives it back at once, which is what makes it silent elsewhere."""
+    write(
+        "def test_leaks():\n"
+        "    connection = engine.raw_connection()\n"
+        "    connection = None\n"
+        "def test_behaves(): behave()"
+    )
+    result = run("--leakguard=error")
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*reclaimed: test_suite.py::test_leaks * garbage collector"])
+
+
+def test_one_that_fails_anyway_fails_as_ever(write: Write, run: Run) -> None:
+    """What it leaked is in the summary."""
+    write("def test_fails():\n    take()\n    assert 1 == 2")
+    result = run("--leakguard=error")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*assert 1 == 2", "*leakguard: 1 test, 1 distinct leak*"])
+
+
+def test_one_that_is_skipped_or_fails_in_its_setup_is_judged_too(write: Write, run: Run) -> None:
+    """There is no call that could fail: the summary says it."""
+    write(
+        "@pytest.fixture\n"
+        "def broken():\n"
+        "    take()\n"
+        "    raise LookupError\n"
+        "def test_broken(broken): pass\n"
+        "def test_skipped():\n"
+        "    take()\n"
+        "    pytest.skip('later')\n"
+    )
+    result = run("--leakguard=error")
+    result.assert_outcomes(errors=1, skipped=1)
+    result.stdout.fnmatch_lines(["*leakguard: 2 tests, 1 distinct leak*"])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_one_that_is_expected_to_fail_may_leak(write: Write, run: Run, strict: bool) -> None:
+    """As a test that shows a leak which is not repaired yet."""
+    write(f"@pytest.mark.xfail(strict={strict}, reason='known')\ndef test_leaks(): take()")
+    result = run("--leakguard=error")
+    result.assert_outcomes(xfailed=1)
+
+
+def test_fixtures_of_a_test_are_part_of_it(write: Write, run: Run) -> None:
+    """What one gives back in its teardown is given back; what it does not is the test's leak."""
+    write(
+        "@pytest.fixture\n"
+        "def db():\n"
+        "    with Session(engine) as session: yield session\n"
+        "@pytest.fixture\n"
+        "def leaky():\n"
+        "    take()\n"
+        "def test_behaves(db): db.execute(text('select 1'))\n"
+        "def test_leaks(leaky): pass\n"
+    )
+    result = run("--leakguard=error")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*leaked: test_suite.py::test_leaks *"])
+
+
+def test_a_wider_fixture_is_judged_at_its_own_end(write: Write, run: Run) -> None:
+    """What it holds is nothing to the tests; what it does not give back is its own error."""
+    write(
+        "@pytest.fixture(scope='module')\n"
+        "def db():\n"
+        "    with Session(engine) as session:\n"
+        "        session.execute(text('select 1'))\n"
+        "        yield session\n"
+        "        session.execute(text('select 1'))\n"
+        "@pytest.fixture(scope='module')\n"
+        "def leaky():\n"
+        "    take()\n"
+        "    yield\n"
+        "def test_one(db, leaky): db.execute(text('select 1'))\n"
+        "def test_two(db, leaky): db.execute(text('select 1'))\n"
+    )
+    result = run("--leakguard=error")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_two*",
+            "module fixture leaky leaks, which ended with this test",
+            "leaked: module fixture leaky (in *",
+        ]
+    )
+
+
+def test_a_wider_fixture_whose_setup_fails(write: Write, run: Run) -> None:
+    """It is judged all the same, and the next one asks for it in vain."""
+    write(
+        "@pytest.fixture(scope='module')\n"
+        "def broken():\n"
+        "    take()\n"
+        "    raise LookupError('broken')\n"
+        "def test_one(broken): pass\n"
+        "def test_behaves(): behave()\n"
+    )
+    result = run("--leakguard=error")
+    result.assert_outcomes(errors=2, passed=1)
+    result.stdout.fnmatch_lines(["leaked: module fixture broken *"])
+
+
+def test_a_fixture_that_ends_with_the_run(write: Write, run: Run) -> None:
+    """With `--exitfirst` pytest tears wider fixtures down when no test runs any more."""
+    write(
+        "@pytest.fixture(scope='session')\n"
+        "def leaky():\n"
+        "    take()\n"
+        "    yield\n"
+        "def test_leaks(leaky): take()\n"
+        "def test_never(leaky): pass\n"
+    )
+    result = run("--leakguard=error", "--exitfirst")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*2 tests: test_suite.py::test_leaks, session fixture leaky"])
+
+
+def test_a_wider_fixture_that_leaks_when_all_have_passed(write: Write, run: Run) -> None:
+    """The run fails, though every test has passed: by an exit code that nobody can overlook."""
+    write(
+        "@pytest.fixture(scope='session')\n"
+        "def leaky():\n"
+        "    yield\n"
+        "def test_passes(leaky, request):\n"
+        "    request.session.shouldstop = 'enough'\n"
+        "@pytest.fixture(scope='session', autouse=True)\n"
+        "def leaks():\n"
+        "    take()\n"
+        "    yield\n"
+    )
+    result = run("--leakguard=error")
+    assert result.ret != pytest.ExitCode.OK
+
+
+def test_transactions_around_each_test(write: Write, run: Run) -> None:
+    """The usual fixture: one connection for the run, a transaction and savepoints for each test."""
+    write(
+        "@pytest.fixture(scope='session')\n"
+        "def connection():\n"
+        "    with engine.connect() as connection: yield connection\n"
+        "@pytest.fixture\n"
+        "def db(connection):\n"
+        "    transaction = connection.begin()\n"
+        "    session = Session(connection, join_transaction_mode='create_savepoint')\n"
+        "    yield session\n"
+        "    session.close()\n"
+        "    transaction.rollback()\n"
+        "@pytest.mark.parametrize('number', range(3))\n"
+        "def test_behaves(db, number):\n"
+        "    db.execute(text('select 1'))\n"
+        "    with db.begin_nested(): db.execute(text('select 1'))\n"
+        "    db.commit()\n"
+    )
+    run("--leakguard=error").assert_outcomes(passed=3)
+
+
+def test_classes_are_suites_too(write: Write, run: Run) -> None:
+    """Those of pytest, and those of `unittest`, with what they set up."""
+    write(
+        "import unittest\n"
+        "class TestPlain:\n"
+        "    def setup_method(self): self.session = Session(engine)\n"
+        "    def teardown_method(self): self.session.close()\n"
+        "    def test_behaves(self): self.session.execute(text('select 1'))\n"
+        "    def test_leaks(self): take()\n"
+        "class TestUnit(unittest.TestCase):\n"
+        "    @classmethod\n"
+        "    def setUpClass(cls):\n"
+        "        cls.session = Session(engine)\n"
+        "        cls.session.execute(text('select 1'))\n"
+        "    @classmethod\n"
+        "    def tearDownClass(cls): cls.session.close()\n"
+        "    def setUp(self):\n"
+        "        session = Session(engine)\n"
+        "        session.execute(text('select 1'))\n"
+        "        self.addCleanup(session.close)\n"
+        "    def test_behaves(self): self.session.execute(text('select 1'))\n"
+        "    def test_leaks(self): take()\n"
+    )
+    result = run("--leakguard=error")
+    result.assert_outcomes(passed=2, failed=2)
+
+
+def test_a_thread_that_still_works_is_not_accused(write: Write, run: Run) -> None:
+    """It has the connection, and gives it back when it is told to."""
+    write(
+        "import threading\n"
+        "go_on, has_it = threading.Event(), threading.Event()\n"
+        "def work():\n"
+        "    with Session(engine) as session:\n"
+        "        session.execute(text('select 1'))\n"
+        "        has_it.set()\n"
+        "        go_on.wait(10)\n"
+        "thread = threading.Thread(target=work)\n"
+        "def test_starts_it():\n"
+        "    thread.start()\n"
+        "    assert has_it.wait(10)\n"
+        "def test_ends_it():\n"
+        "    go_on.set()\n"
+        "    thread.join()\n"
+    )
+    run("--leakguard=error").assert_outcomes(passed=2)
+
+
+def test_a_leak_that_comes_to_light_later(write: Write, run: Run) -> None:
+    """The thread that had it ended without returning it, long after its test: the run fails."""
+    write(OUTLIVED)
+    result = run("--leakguard=error")
+    result.assert_outcomes(passed=2)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        ["leaked: test_suite.py::test_starts_it *", "  1 test: test_suite.py::test_starts_it"]
+    )
+
+
+def test_nothing_is_watched_after_the_run(write: Write, run: Run) -> None:
+    """SQLAlchemy is as it was found."""
+    write("def test_behaves(): behave()")
+    run("--leakguard=error").assert_outcomes(passed=1)
+    assert SQLALCHEMY.guards == ()
+
+
+def test_what_interrupts_a_teardown_does_not_lose_the_test(write: Write, run_apart: Run) -> None:
+    """That it has passed is told all the same."""
+    write(
+        "@pytest.fixture\n"
+        "def interrupted():\n"
+        "    yield\n"
+        "    raise KeyboardInterrupt\n"
+        "def test_passes(interrupted): behave()\n"
+    )
+    result = run_apart("--leakguard=error")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*1 passed*"])

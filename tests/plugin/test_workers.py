@@ -1,0 +1,94 @@
+"""With pytest-xdist, and in random order, each leak is pinned on the test that made it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.plugin.conftest import OUTLIVED, Write
+
+TESTS = """
+import asyncio
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+async_engine = create_async_engine("sqlite+aiosqlite:///async.db", pool_logging_name="async")
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_one(number):
+    async def work():
+        session = AsyncSession(async_engine)
+        await session.execute(text("select 1"))
+        if number % 4:
+            await session.close()
+    asyncio.run(work())
+    behave()
+"""
+LEAKY = [f"test_suite.py::test_one[{number}]" for number in (0, 4, 8)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_test_that_leaks_is_the_one_that_fails(
+    write: Write, pytester: pytest.Pytester, workers: str, seed: int
+) -> None:
+    """Though only the collector would have shown it, in whatever test came next."""
+    write(TESTS)
+    result = pytester.runpytest_subprocess(
+        "-pno:hypothesispytest",
+        f"--numprocesses={workers}",
+        f"--randomly-seed={seed}",
+        "--leakguard=error",
+        "--leakguard-report=leaks.json",
+        "-Wignore",
+    )
+    result.assert_outcomes(failed=3, passed=9)
+    [leak] = json.loads((pytester.path / "leaks.json").read_text())["leaks"]
+    assert sorted(leak["tests"]) == LEAKY
+    result.stdout.fnmatch_lines(["*leakguard: 3 tests, 1 distinct leak*"])
+
+
+def test_what_a_worker_finds_too_late_fails_the_run(
+    write: Write, pytester: pytest.Pytester
+) -> None:
+    """No test is left that could fail: the run has it from the worker."""
+    write(OUTLIVED)
+    result = pytester.runpytest_subprocess("-n1", "--leakguard=error", "-pno:randomly")
+    result.assert_outcomes(passed=2)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["  1 test: test_suite.py::test_starts_it"])
+
+
+def test_the_workers_share_the_baseline(write: Write, pytester: pytest.Pytester) -> None:
+    """The run writes it, from what they found."""
+    write(TESTS)
+    arguments = ("--leakguard=error", "--leakguard-baseline=known.json", "-n2", "-Wignore")
+    pytester.runpytest_subprocess(*arguments, "--leakguard-update-baseline")
+    [leak] = json.loads((pytester.path / "known.json").read_text())["leaks"]
+    assert leak["tests"] == sorted(LEAKY)
+    result = pytester.runpytest_subprocess(*arguments)
+    result.assert_outcomes(passed=12)
+    result.stdout.fnmatch_lines(["1 leak of the baseline, in 3 tests"])
+
+
+def test_a_plugin_that_runs_the_tests_its_own_way(write: Write, pytester: pytest.Pytester) -> None:
+    """As one that runs those that fail again: the leak is an error of the test's teardown."""
+    pytester.makeconftest(
+        "import pytest\n"
+        "from _pytest.runner import runtestprotocol\n"
+        "@pytest.hookimpl(tryfirst=True)\n"
+        "def pytest_runtest_protocol(item, nextitem):\n"
+        "    runtestprotocol(item, nextitem=nextitem)\n"
+        "    return True\n"
+    )
+    write("def test_leaks(): take()\ndef test_behaves(): behave()")
+    result = pytester.runpytest_subprocess("--leakguard=error", "-pno:randomly")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_leaks*",
+            "leaked: test_suite.py::test_leaks *",
+            "*leakguard: 1 test, 1 distinct leak*",
+        ]
+    )
