@@ -109,19 +109,19 @@ def read_run(config: pytest.Config) -> Run:
     return Run(reaction, baseline, update, report)
 
 
-def read_wish(item: pytest.Item, run: Run) -> Wish:
-    """Read what a test wants: its markers, those of its class and module, and what the run wants.
+def read_wish(node: pytest.Item | pytest.Collector, run: Run) -> Wish:
+    """Read what a test, class or module wants: by its markers, those around it, and the run.
 
     The closest marker that says what to do wins; what they ignore adds up.
     Raises `pytest.UsageError` for a marker that is not allowed.
     """
     reaction: Reaction | None = None
     ignore: list[Ignored] = []
-    for marker in item.iter_markers("leakguard"):
+    for marker in node.iter_markers("leakguard"):
         try:
             wanted, ignored = _read_marker(marker)
         except ValueError as error:
-            raise pytest.UsageError(f"{item.nodeid}: @pytest.mark.leakguard: {error}") from error
+            raise pytest.UsageError(f"{node.nodeid}: @pytest.mark.leakguard: {error}") from error
         reaction = reaction or wanted
         ignore += ignored
     return Wish(reaction or run.reaction, tuple(ignore))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from _pytest.runner import runtestprotocol
+from _pytest import runner
 
 from leakguard.testing.baseline import read_baseline
 from leakguard.testing.leaks import Leaks
@@ -25,6 +26,8 @@ _LEAKS: Final = pytest.StashKey[dict[str, list["Leak"]]]()
 """What was found of a test, and of the fixtures that ended with it, by their names."""
 _HELD: Final = pytest.StashKey[list[pytest.TestReport]]()
 """The report of the call of a test, which waits until it is known whether the test leaks."""
+_EXPECTED: Final = pytest.StashKey[bool]()
+"""Whether a test is marked as one that fails."""
 _ATTRIBUTE: Final = "leakguard"
 """Of a report: its leaks, as a worker of pytest-xdist sends them to the run."""
 _SUCCESS: Final = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -39,7 +42,7 @@ class LeakPlugin:
         self._baseline = read_baseline(run.baseline, may_be_missing=run.update_baseline)
         self._leaks = Leaks()
         self._wishes: dict[str, Wish] = {}
-        self._fixtures: dict[pytest.FixtureDef[Any], Part] = {}
+        self._fixtures: dict[pytest.FixtureDef[Any], tuple[Part, Wish]] = {}
         self._item: pytest.Item | None = None
         """The test that runs."""
         self._late: dict[str, list[Leak]] = {}
@@ -63,23 +66,29 @@ class LeakPlugin:
         try:
             return (yield)
         finally:
-            found = self._leaks_of(self.watch.end(item.stash[_PART]), self._wish(item))
-            if found:
-                item.stash[_LEAKS][item.nodeid] = found
             self._item = None
-            if _HELD not in item.stash:  # another plugin runs the test: it is told too late
-                _raise(item.stash[_LEAKS])
+            if _PART in item.stash:  # another plugin's wrapper may have failed before ours began
+                self._end(item)
+
+    def _end(self, item: pytest.Item) -> None:
+        findings = self.watch.end(item.stash[_PART])
+        del item.stash[_PART]
+        found = self._leaks_of(findings, self._wish(item))
+        if found:
+            item.stash[_LEAKS][item.nodeid] = found
+        if _HELD not in item.stash:  # another plugin runs the test, and has told that it passed
+            _raise(item.stash[_LEAKS])
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(
-        self,
-        fixturedef: pytest.FixtureDef[Any],
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, Any, Any]:
         """Begin a fixture that serves more than one test: what it takes is its own."""
         if fixturedef.scope == "function":
             return (yield)
         name = f"{fixturedef.scope} fixture {fixturedef.argname}"
-        part = self._fixtures[fixturedef] = self.watch.begin(name, "fixture")
+        part = self.watch.begin(name, "fixture")
+        self._fixtures[fixturedef] = part, read_wish(request.node, self._run)
         try:
             return (yield)
         finally:
@@ -89,10 +98,11 @@ class LeakPlugin:
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         """Judge such a fixture when it has been torn down."""
-        part = self._fixtures.pop(fixturedef, None)
-        if part is None:
+        begun = self._fixtures.pop(fixturedef, None)
+        if begun is None:
             return
-        found = self._leaks_of(self.watch.end(part), Wish(self._run.reaction))
+        part, wish = begun
+        found = self._leaks_of(self.watch.end(part), wish)
         if found:
             into = self._late if self._item is None else self._item.stash[_LEAKS]
             into[part.name] = found
@@ -119,18 +129,35 @@ class LeakPlugin:
         for item in items:
             self._wishes[item.nodeid] = read_wish(item, self._run)
 
-    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-        """Run a test, and hold back that it has passed until it is known what it has left."""
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool | None:
+        """Run a test, and hold back that it has passed until it is known what it has left.
+
+        Not where another plugin may want to run it in a way of its own, as to repeat it.
+        """
+        if self._others_run_tests:
+            return None
         item.stash[_HELD] = []
         place = item.location
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=place)
         try:
-            runtestprotocol(item, log=False, nextitem=nextitem)
+            runner.runtestprotocol(item, log=False, nextitem=nextitem)
         finally:
             self._log_held(item)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=place)
         del item.stash[_HELD]
         return True
+
+    @cached_property
+    def _others_run_tests(self) -> bool:
+        implementations: list[Any] = self._config.hook.pytest_runtest_protocol.get_hookimpls()
+        ours = (self, runner)
+        return any(
+            one.plugin not in ours
+            for one in implementations
+            if not (one.wrapper or one.hookwrapper)
+        )
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -143,9 +170,11 @@ class LeakPlugin:
         held = item.stash.get(_HELD, None)
         if held is None:
             return report
-        if call.when == "call" and (report.passed or _unexpectedly_passed(report)):
-            held.append(report)
-            return report
+        if call.when == "call":
+            item.stash[_EXPECTED] = _expects_failure(report)
+            if report.passed or _unexpectedly_passed(report):
+                held.append(report)
+                return report
         if call.when == "teardown":
             self._fail(item, held[0] if held else None, report)
             self._log_held(item)
@@ -156,7 +185,12 @@ class LeakPlugin:
         self, item: pytest.Item, call: pytest.TestReport | None, teardown: pytest.TestReport
     ) -> None:
         """Have the test fail by what it leaked, and its teardown by what a wider fixture did."""
-        for name, leaks in item.stash[_LEAKS].items():
+        found = item.stash.get(_LEAKS, dict[str, list["Leak"]]())
+        if item.stash.get(_EXPECTED, False) and item.nodeid in found:
+            if call is not None and _text(found[item.nodeid]):
+                _fail_as_expected(call)
+            del found[item.nodeid]
+        for name, leaks in found.items():
             text = _text(leaks)
             if not text:
                 continue
@@ -184,8 +218,8 @@ class LeakPlugin:
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
         """Write the files, and fail for what was found too late for any test to fail."""
         result = yield
-        wish = Wish(self._run.reaction)
         for name, finding in self.watch.take_rest():
+            wish = self._wishes.get(name) or Wish(self._run.reaction)
             self._late.setdefault(name, []).extend(self._leaks_of([finding], wish))
         output: dict[str, Any] | None = getattr(self._config, "workeroutput", None)
         if output is not None:
@@ -246,14 +280,18 @@ def _text(leaks: list[Leak]) -> str:
 
 
 def _fail(report: pytest.TestReport, text: str) -> None:
-    if report.when == "call" and (hasattr(report, "wasxfail") or _unexpectedly_passed(report)):
-        # It was expected to fail, and does.
-        report.wasxfail = getattr(report, "wasxfail", "") or "leaks"
-        report.outcome = "skipped"
-        return
     before = f"{report.longreprtext}\n\n" if report.failed else ""
     report.outcome = "failed"
     report.longrepr = before + text
+
+
+def _fail_as_expected(report: pytest.TestReport) -> None:
+    report.wasxfail = getattr(report, "wasxfail", "") or "leaks"
+    report.outcome = "skipped"
+
+
+def _expects_failure(report: pytest.TestReport) -> bool:
+    return hasattr(report, "wasxfail") or _unexpectedly_passed(report)
 
 
 def _unexpectedly_passed(report: pytest.TestReport) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import OUTLIVED, Run, Write
 
 LEAKS = "def test_leaks(): take()"
 
@@ -64,6 +64,29 @@ def test_the_closest_marker_wins(write: Write, run: Run) -> None:
         "def test_four(): take()\n"
     )
     run().assert_outcomes(passed=2, failed=2)
+
+
+def test_a_wider_fixture_goes_by_the_markers_around_it(write: Write, run: Run) -> None:
+    """Those of its class or module; and for the whole session, by what the run wants."""
+    write(
+        "@pytest.mark.leakguard('off')\n"
+        "class TestOff:\n"
+        "    @pytest.fixture(scope='class')\n"
+        "    def leaky(self): take()\n"
+        "    def test_one(self, leaky): pass\n"
+        "class TestOn:\n"
+        "    @pytest.fixture(scope='class')\n"
+        "    def leaky(self): take()\n"
+        "    @pytest.mark.leakguard('off')\n"
+        "    def test_one(self, leaky): pass\n"
+    )
+    run("--leakguard=error").assert_outcomes(passed=2, errors=1)
+
+
+def test_what_comes_to_light_late_goes_by_its_test(write: Write, run: Run) -> None:
+    """One that may leak may do so in a thread that goes on."""
+    write(OUTLIVED + "test_starts_it = pytest.mark.leakguard('off')(test_starts_it)\n")
+    assert run("--leakguard=error").ret == pytest.ExitCode.OK
 
 
 def test_what_is_ignored_adds_up(write: Write, run: Run) -> None:

@@ -77,7 +77,6 @@ def test_a_plugin_that_runs_the_tests_its_own_way(write: Write, pytester: pytest
     pytester.makeconftest(
         "import pytest\n"
         "from _pytest.runner import runtestprotocol\n"
-        "@pytest.hookimpl(tryfirst=True)\n"
         "def pytest_runtest_protocol(item, nextitem):\n"
         "    runtestprotocol(item, nextitem=nextitem)\n"
         "    return True\n"
