@@ -32,11 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
         "of this test, and which of them are nothing to it.",
     )
     run = config.stash[_RUN] = read_run(config)
-    if run.reaction is not Reaction.OFF:
+    # The one that distributes tests to workers collects none, and has to gather what they find.
+    distributes = config.getoption("dist", "no") != "no"
+    if run.reaction is not Reaction.OFF or distributes:
         _begin(config)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin where a test wants what the run does not."""
     if _PLUGIN in config.stash:
@@ -62,4 +64,11 @@ def _leakguard(request: pytest.FixtureRequest) -> LeakGuardFixture:
     """What was found of this test so far, what it has open, and what it is allowed."""
     from leakguard.testing.fixture import LeakGuardFixture  # noqa: PLC0415  (it imports SQLAlchemy)
 
-    return LeakGuardFixture(request.config.stash[_PLUGIN].watch)
+    plugin = request.config.stash.get(_PLUGIN, None)
+    if plugin is None:
+        pytest.fail(
+            "the leakguard fixture has to be among the arguments of the test or of its fixtures, "
+            "unless leaks are looked for anyway: add --leakguard=error (or warn)",
+            pytrace=False,
+        )
+    return LeakGuardFixture(plugin.watch)

@@ -27,16 +27,22 @@ def when_imported(module: str, job: Callable[[], None]) -> Callable[[], None]:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the module once, as the others do, with a loader that does the job, too."""
+    """Finds the module as the others do, with a loader that does the job, too."""
 
     def __init__(self, module: str, job: Callable[[], None]) -> None:
         self._module = module
         self.job = job
+        self._looks = False
 
     def remove(self) -> None:
         """Find it no more."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
+
+    def done(self) -> None:
+        """Do the job: the module has been imported."""
+        self.remove()
+        self.job()
 
     def find_spec(
         self,
@@ -44,25 +50,26 @@ class _Finder(MetaPathFinder):
         path: Sequence[str] | None,  # noqa: ARG002  (the finder's signature)
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
-        """Find it by the finders that come after this one, which is not needed any more."""
-        if fullname != self._module or self not in sys.meta_path:
+        """Find it by the other finders. Whoever asks need not go on to import it."""
+        if fullname != self._module or self._looks:
             return None
-        self.remove()
-        spec = find_spec(fullname)
-        if spec is None or spec.loader is None:
-            sys.meta_path.insert(0, self)  # it may be installed later
-            return spec
-        spec.loader = _Loader(spec, spec.loader, self.job)
+        self._looks = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._looks = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec, spec.loader, self)
         return spec
 
 
 class _Loader(Loader):
     """Stands in for the module's loader until its code has run."""
 
-    def __init__(self, spec: ModuleSpec, loader: Loader, job: Callable[[], None]) -> None:
+    def __init__(self, spec: ModuleSpec, loader: Loader, finder: _Finder) -> None:
         self._spec = spec
         self._loader = loader
-        self._job = job
+        self._finder = finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Leave that to the loader."""
@@ -72,4 +79,4 @@ class _Loader(Loader):
         """Run the module's code, leave no trace, and do the job."""
         self._spec.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        self._job()
+        self._finder.done()

@@ -53,8 +53,12 @@ def leak_of(finding: Finding, *, known: bool, fails: bool) -> Leak:
     )
 
 
-def warn_of(finding: Finding) -> None:
-    """Warn on the line to look at."""
+def warn_of(finding: Finding) -> bool:
+    """Warn on the line to look at; `False` where a filter makes an error of that."""
     site = site_of(finding)
     file, line = ("unknown", 0) if site is None else (site.file, site.line)
-    warnings.warn_explicit(advice(finding), ConnectionLeakWarning, file, line)
+    try:
+        warnings.warn_explicit(advice(finding), ConnectionLeakWarning, file, line)
+    except ConnectionLeakWarning:
+        return False
+    return True

@@ -12,6 +12,7 @@ from _pytest import runner
 from leakguard.testing.baseline import read_baseline
 from leakguard.testing.leaks import Leaks
 from leakguard.testing.options import KINDS, Reaction, Run, Wish, read_wish
+from leakguard.testing.protocol import expects_failure, fail, fail_as_expected, run_test
 from leakguard.testing.summary import lines, title, workflow_commands, write_report
 from leakguard.testing.watch import Part, TestWatch
 
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 _PART: Final = pytest.StashKey[Part]()
 _LEAKS: Final = pytest.StashKey[dict[str, list["Leak"]]]()
 """What was found of a test, and of the fixtures that ended with it, by their names."""
-_HELD: Final = pytest.StashKey[list[pytest.TestReport]]()
-"""The report of the call of a test, which waits until it is known whether the test leaks."""
+_OURS: Final = pytest.StashKey[bool]()
+"""Whether a test is run by this plugin, so that it can fail when it has passed."""
+_PASSED: Final = pytest.StashKey[bool]()
+"""Whether the test itself has passed, and was meant to."""
 _EXPECTED: Final = pytest.StashKey[bool]()
 """Whether a test is marked as one that fails."""
 _ATTRIBUTE: Final = "leakguard"
@@ -41,7 +44,9 @@ class LeakPlugin:
         self._run = run
         self._baseline = read_baseline(run.baseline, may_be_missing=run.update_baseline)
         self._leaks = Leaks()
+        self._default = Wish(run.reaction)
         self._wishes: dict[str, Wish] = {}
+        """Of the tests that have ended and want something else."""
         self._fixtures: dict[pytest.FixtureDef[Any], tuple[Part, Wish]] = {}
         self._item: pytest.Item | None = None
         """The test that runs."""
@@ -73,11 +78,13 @@ class LeakPlugin:
     def _end(self, item: pytest.Item) -> None:
         findings = self.watch.end(item.stash[_PART])
         del item.stash[_PART]
-        found = self._leaks_of(findings, self._wish(item))
-        if found:
-            item.stash[_LEAKS][item.nodeid] = found
-        if _HELD not in item.stash:  # another plugin runs the test, and has told that it passed
-            _raise(item.stash[_LEAKS])
+        wish = read_wish(item, self._run)  # now: a marker may have been added at any time
+        if wish != self._default:
+            self._wishes[item.nodeid] = wish
+        if findings:
+            item.stash[_LEAKS].setdefault(item.nodeid, []).extend(self._leaks_of(findings, wish))
+        if not item.stash.get(_OURS, False) and item.stash.get(_PASSED, False):
+            _raise(item.stash[_LEAKS])  # another plugin runs the test, and has told that it passed
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(
@@ -86,7 +93,7 @@ class LeakPlugin:
         """Begin a fixture that serves more than one test: what it takes is its own."""
         if fixturedef.scope == "function":
             return (yield)
-        name = f"{fixturedef.scope} fixture {fixturedef.argname}"
+        name = _name_of(fixturedef, request)
         part = self.watch.begin(name, "fixture")
         self._fixtures[fixturedef] = part, read_wish(request.node, self._run)
         try:
@@ -103,9 +110,8 @@ class LeakPlugin:
             return
         part, wish = begun
         found = self._leaks_of(self.watch.end(part), wish)
-        if found:
-            into = self._late if self._item is None else self._item.stash[_LEAKS]
-            into[part.name] = found
+        into = self._late if self._item is None else self._item.stash[_LEAKS]
+        into.setdefault(part.name, []).extend(found)
 
     def _leaks_of(self, findings: list[Finding], wish: Wish) -> list[Leak]:
         return [self._leak(one, wish.reaction) for one in findings if _counts(one, wish)]
@@ -114,20 +120,19 @@ class LeakPlugin:
         from leakguard.testing.describe import identity_of, leak_of, warn_of  # noqa: PLC0415  (it needs the core)
 
         known = identity_of(finding) in self._baseline
-        counts = not known and not self._run.update_baseline
-        if counts and reaction is Reaction.WARN:
-            warn_of(finding)
-        return leak_of(finding, known=known, fails=counts and reaction is Reaction.ERROR)
-
-    def _wish(self, item: pytest.Item) -> Wish:
-        return self._wishes.get(item.nodeid) or read_wish(item, self._run)
+        fails = False
+        if not known and not self._run.update_baseline:
+            # A filter may make an error of the warning.
+            fails = reaction is Reaction.ERROR or not warn_of(finding)
+        return leak_of(finding, known=known, fails=fails)
 
     # --- how it is told: the test itself fails ----------------------------------------------------
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Read what each test wants, before the first of them runs."""
+        """Refuse bad markers before the first test runs."""
         for item in items:
-            self._wishes[item.nodeid] = read_wish(item, self._run)
+            read_wish(item, self._run)
 
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
@@ -138,15 +143,11 @@ class LeakPlugin:
         """
         if self._others_run_tests:
             return None
-        item.stash[_HELD] = []
+        item.stash[_OURS] = True
         place = item.location
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=place)
-        try:
-            runner.runtestprotocol(item, log=False, nextitem=nextitem)
-        finally:
-            self._log_held(item)
+        run_test(item, nextitem, self._fail)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=place)
-        del item.stash[_HELD]
         return True
 
     @cached_property
@@ -163,22 +164,14 @@ class LeakPlugin:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Tell a report at once, but that of a call which may yet fail; and send what was found."""
+        """Send what was found along with the last report."""
         report = yield
-        if call.when == "teardown" and item.stash.get(_LEAKS, None):
-            setattr(report, _ATTRIBUTE, item.stash[_LEAKS])
-        held = item.stash.get(_HELD, None)
-        if held is None:
-            return report
         if call.when == "call":
-            item.stash[_EXPECTED] = _expects_failure(report)
-            if report.passed or _unexpectedly_passed(report):
-                held.append(report)
-                return report
-        if call.when == "teardown":
-            self._fail(item, held[0] if held else None, report)
-            self._log_held(item)
-        item.ihook.pytest_runtest_logreport(report=report)
+            expected = expects_failure(report)
+            item.stash[_EXPECTED] = expected
+            item.stash[_PASSED] = report.passed and not expected
+        elif call.when == "teardown" and item.stash.get(_LEAKS, None):
+            setattr(report, _ATTRIBUTE, item.stash[_LEAKS])
         return report
 
     def _fail(
@@ -188,21 +181,17 @@ class LeakPlugin:
         found = item.stash.get(_LEAKS, dict[str, list["Leak"]]())
         if item.stash.get(_EXPECTED, False) and item.nodeid in found:
             if call is not None and _text(found[item.nodeid]):
-                _fail_as_expected(call)
+                fail_as_expected(call)
             del found[item.nodeid]
         for name, leaks in found.items():
             text = _text(leaks)
             if not text:
                 continue
             if name != item.nodeid:
-                _fail(teardown, f"{name} leaks, which ended with this test\n\n{text}")
+                fail(teardown, f"{name} leaks, which has ended here\n\n{text}")
             elif call is not None:
-                _fail(call, text)
-
-    def _log_held(self, item: pytest.Item) -> None:
-        held = item.stash[_HELD]
-        while held:
-            item.ihook.pytest_runtest_logreport(report=held.pop())
+                fail(call, text)
+        item.stash[_LEAKS] = {}  # they are told
 
     # --- the end of the run -----------------------------------------------------------------------
 
@@ -212,6 +201,7 @@ class LeakPlugin:
             self._leaks.ran.add(report.nodeid)
             found: dict[str, list[Leak]] = getattr(report, _ATTRIBUTE, {})
             for name, leaks in found.items():
+                self._leaks.ran.add(name)
                 self._leaks.add(name, leaks)
 
     @pytest.hookimpl(wrapper=True, trylast=True)  # within the wrapper that writes the summary
@@ -219,7 +209,7 @@ class LeakPlugin:
         """Write the files, and fail for what was found too late for any test to fail."""
         result = yield
         for name, finding in self.watch.take_rest():
-            wish = self._wishes.get(name) or Wish(self._run.reaction)
+            wish = self._wishes.get(name, self._default)
             self._late.setdefault(name, []).extend(self._leaks_of([finding], wish))
         output: dict[str, Any] | None = getattr(self._config, "workeroutput", None)
         if output is not None:
@@ -279,20 +269,8 @@ def _text(leaks: list[Leak]) -> str:
     return "\n\n".join(leak["report"] for leak in leaks if leak["fails"])
 
 
-def _fail(report: pytest.TestReport, text: str) -> None:
-    before = f"{report.longreprtext}\n\n" if report.failed else ""
-    report.outcome = "failed"
-    report.longrepr = before + text
-
-
-def _fail_as_expected(report: pytest.TestReport) -> None:
-    report.wasxfail = getattr(report, "wasxfail", "") or "leaks"
-    report.outcome = "skipped"
-
-
-def _expects_failure(report: pytest.TestReport) -> bool:
-    return hasattr(report, "wasxfail") or _unexpectedly_passed(report)
-
-
-def _unexpectedly_passed(report: pytest.TestReport) -> bool:
-    return report.failed and report.longreprtext.startswith("[XPASS(strict)]")
+def _name_of(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> str:
+    index: int | None = getattr(request, "param_index", None)
+    parameter = "" if index is None or not hasattr(request, "param") else f"[{index}]"
+    where = f" of {request.node.nodeid}" if request.node.nodeid else ""
+    return f"{fixturedef.scope} fixture {fixturedef.argname}{parameter}{where}"

@@ -106,3 +106,12 @@ def test_a_line_that_moves_is_still_known(write: Write, run: Run) -> None:
     run(*BASELINE, "--leakguard-update-baseline")
     write("# a comment\n\n" + OTHER)
     run(*BASELINE).assert_outcomes(passed=1)
+
+
+def test_what_a_fixture_no_longer_leaks_is_gone_too(write: Write, run: Run) -> None:
+    """It ran, and so it is known."""
+    fixture = "@pytest.fixture(scope='module')\ndef wide():\n    {}()\ndef test_one(wide): pass\n"
+    write(fixture.format("take"))
+    run(*BASELINE, "--leakguard-update-baseline")
+    write(fixture.format("behave"))
+    run(*BASELINE).stdout.fnmatch_lines(["gone: leaked: module fixture wide *"])

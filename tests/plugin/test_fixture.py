@@ -87,3 +87,11 @@ def test_a_suite_without_sqlalchemy_has_nothing_to_tell(
     )
     result = run_apart("--leakguard=error")
     result.assert_outcomes(passed=2)
+
+
+def test_who_asks_for_it_too_late_is_told(write: Write, run: Run) -> None:
+    """Nothing was watched by then."""
+    write("def test_asks(request): request.getfixturevalue('leakguard')\n")
+    result = run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["the leakguard fixture has to be among the arguments of the *"])

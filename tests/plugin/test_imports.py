@@ -50,7 +50,7 @@ def test_in_a_wider_fixture(pytester: pytest.Pytester, run_apart: Run) -> None:
     result = run_apart("--leakguard=error")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(
-        ["module fixture leaky leaks, *", "module fixture earlier leaks, *"]
+        ["module fixture leaky of * leaks, *", "module fixture earlier of * leaks, *"]
     )
 
 
@@ -65,7 +65,7 @@ def test_in_the_teardown_of_a_wider_fixture(pytester: pytest.Pytester, run_apart
     )
     result = run_apart("--leakguard=error")
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["module fixture leaky leaks, *"])
+    result.stdout.fnmatch_lines(["module fixture leaky of * leaks, *"])
 
 
 def test_while_the_tests_are_collected(pytester: pytest.Pytester, run_apart: Run) -> None:

@@ -117,8 +117,8 @@ def test_a_wider_fixture_is_judged_at_its_own_end(write: Write, run: Run) -> Non
     result.stdout.fnmatch_lines(
         [
             "*ERROR at teardown of test_two*",
-            "module fixture leaky leaks, which ended with this test",
-            "leaked: module fixture leaky (in *",
+            "module fixture leaky of test_suite.py leaks, which has ended here",
+            "leaked: module fixture leaky of test_suite.py (in *",
         ]
     )
 
@@ -270,3 +270,83 @@ def test_what_interrupts_a_teardown_does_not_lose_the_test(write: Write, run_apa
     result = run_apart("--leakguard=error")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["*1 passed*"])
+
+
+def test_subtests_are_told_as_ever(write: Write, run: Run) -> None:
+    """They are reports of their own, beside that of the test."""
+    write(
+        "import unittest\n"
+        "def test_parts(subtests):\n"
+        "    for number in range(3):\n"
+        "        with subtests.test(number=number): assert number != 1\n"
+        "class TestUnit(unittest.TestCase):\n"
+        "    def test_parts(self):\n"
+        "        for number in range(3):\n"
+        "            with self.subTest(number=number): assert number != 1\n"
+        "def test_leaks(subtests):\n"
+        "    with subtests.test(): take()\n"
+    )
+    expected = run("--leakguard=off").parseoutcomes()
+    found = run("--leakguard=error").parseoutcomes()
+    expected["failed"] += 1
+    expected["passed"] -= 1
+    assert {**found, "passed": found.get("passed", 0)} == expected
+
+
+def test_fixtures_of_one_name_are_told_apart(write: Write, run: Run) -> None:
+    """Those that override one another, and those of several parameters."""
+    write(
+        "@pytest.fixture(scope='module', params=['a', 'b'])\n"
+        "def leaky(request):\n"
+        "    if request.param == 'a': take()\n"
+        "    yield\n"
+        "class TestOne:\n"
+        "    @pytest.fixture(scope='module')\n"
+        "    def leaky(self, leaky): kept.append(engine.connect())\n"
+        "    def test_one(self, leaky): pass\n"
+    )
+    result = run("--leakguard=error")
+    result.assert_outcomes(passed=2, errors=1, warnings=2)  # pytest's, about the method
+    assert result.stdout.str().count("\nleaked: module fixture leaky[0]") == 4
+    assert result.stdout.str().count("\nleaked: module fixture leaky[1]") == 1
+
+
+def test_wider_fixtures_are_torn_down_with_the_last_test(write: Write, run: Run) -> None:
+    """Also where it is the last one because it leaks, and their errors are told."""
+    write(
+        "@pytest.fixture(scope='session')\n"
+        "def wide():\n"
+        "    yield\n"
+        "    raise LookupError('torn down')\n"
+        "def test_leaks(wide): take()\n"
+        "def test_never(wide): pass\n"
+    )
+    result = run("--leakguard=error", "--exitfirst")
+    result.assert_outcomes(failed=1, errors=1)
+    result.stdout.fnmatch_lines(["E*LookupError: torn down"])
+
+
+@pytest.mark.parametrize("option", ["--setup-show", "--setup-only"])
+def test_setups_are_shown_as_ever(write: Write, run: Run, option: str) -> None:
+    """With the tests that they are for."""
+    write("def test_behaves(): behave()")
+    run("--leakguard=error", option).stdout.fnmatch_lines(["*test_suite.py::test_behaves*"])
+
+
+def test_tests_need_not_be_functions(write: Write, run: Run, pytester: pytest.Pytester) -> None:
+    """As those that a plugin reads from files of its own."""
+    pytester.makeconftest(
+        "import pytest\n"
+        "from prelude import take\n"
+        "class Line(pytest.Item):\n"
+        "    def runtest(self): take()\n"
+        "class Lines(pytest.File):\n"
+        "    def collect(self): yield Line.from_parent(self, name='first')\n"
+        "def pytest_collect_file(parent, file_path):\n"
+        "    if file_path.suffix == '.lines': return Lines.from_parent(parent, path=file_path)\n"
+    )
+    write("def test_behaves(): behave()")
+    pytester.makefile(".lines", suite="")
+    result = run("--leakguard=error")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["leaked: suite.lines::first *"])

@@ -151,7 +151,7 @@ def test_a_filter_may_make_an_error_of_the_warning(write: Write, run: Run) -> No
     """As of any other."""
     write("def test_leaks(): take()")
     result = run("--leakguard=warn", "-Werror::leakguard.ConnectionLeakWarning")
-    result.assert_outcomes(passed=1, errors=1)
+    result.assert_outcomes(failed=1)
 
 
 def test_an_exhausted_pool_is_found_though_the_test_expects_the_error(
@@ -168,3 +168,25 @@ def test_an_exhausted_pool_is_found_though_the_test_expects_the_error(
     result.assert_outcomes(passed=1, warnings=1)
     result.stdout.fnmatch_lines(["*test_suite.py:4: ConnectionLeakWarning: pool_exhausted: *"])
     run("--leakguard=error").assert_outcomes(failed=1)
+
+
+def test_a_marker_may_be_added_at_any_time(
+    write: Write, run: Run, pytester: pytest.Pytester
+) -> None:
+    """By a conftest, for a folder; or by the test itself."""
+    pytester.makeconftest(
+        "import pytest\n"
+        "def pytest_collection_modifyitems(items):\n"
+        "    for item in items:\n"
+        "        if 'legacy' in item.name: item.add_marker(pytest.mark.leakguard('off'))\n"
+        "        if 'strict' in item.name: item.add_marker(pytest.mark.leakguard('error'))\n"
+    )
+    write(
+        "def test_legacy(): take()\n"
+        "def test_strict(): take()\n"
+        "def test_late(request):\n"
+        "    request.node.add_marker(pytest.mark.leakguard('off'))\n"
+        "    take()\n"
+    )
+    run("--leakguard=error").assert_outcomes(passed=2, failed=1)
+    run().assert_outcomes(passed=2, failed=1)

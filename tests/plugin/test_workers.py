@@ -91,3 +91,11 @@ def test_a_plugin_that_runs_the_tests_its_own_way(write: Write, pytester: pytest
             "*leakguard: 1 test, 1 distinct leak*",
         ]
     )
+
+
+def test_markers_alone_are_enough(write: Write, pytester: pytest.Pytester) -> None:
+    """The run collects no tests itself, and has the summary all the same."""
+    write("@pytest.mark.leakguard('error')\ndef test_leaks(): take()\n")
+    result = pytester.runpytest_subprocess("-n1", "-pno:randomly")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*"])

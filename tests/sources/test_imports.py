@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,14 @@ def test_a_module_whose_code_fails(place: Path) -> None:
     with pytest.raises(LookupError, match="broken"):
         importlib.import_module(NAME)
     assert done == []
+
+
+def test_to_look_for_a_module_is_not_to_import_it(place: Path) -> None:
+    """As those do who ask whether it is installed."""
+    place.write_text("")
+    done: list[str] = []
+    when_imported(NAME, lambda: done.append("job"))
+    assert find_spec(NAME) is not None
+    assert done == []
+    importlib.import_module(NAME)
+    assert done == ["job"]
