@@ -17,7 +17,7 @@ from leakguard.testing.summary import lines, title, workflow_commands, write_rep
 from leakguard.testing.watch import Part, TestWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
 
     from leakguard.core.finding import Finding
     from leakguard.testing.leaks import Leak
@@ -83,8 +83,11 @@ class LeakPlugin:
             self._wishes[item.nodeid] = wish
         if findings:
             item.stash[_LEAKS].setdefault(item.nodeid, []).extend(self._leaks_of(findings, wish))
-        if not item.stash.get(_OURS, False) and item.stash.get(_PASSED, False):
-            _raise(item.stash[_LEAKS])  # another plugin runs the test, and has told that it passed
+        if not item.stash.get(_OURS, False):  # another plugin has told already that it passed
+            passed = item.stash.get(_PASSED, False)
+            _raise(
+                leaks for name, leaks in item.stash[_LEAKS].items() if passed or name != item.nodeid
+            )
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(
@@ -259,8 +262,8 @@ def _counts(finding: Finding, wish: Wish) -> bool:
     return not wish.ignores(finding)
 
 
-def _raise(found: dict[str, list[Leak]]) -> None:
-    texts = [_text(leaks) for leaks in found.values()]
+def _raise(found: Iterable[list[Leak]]) -> None:
+    texts = [_text(leaks) for leaks in found]
     if any(texts):
         raise pytest.fail.Exception("\n\n".join(filter(None, texts)), pytrace=False)
 

@@ -81,14 +81,23 @@ def test_a_plugin_that_runs_the_tests_its_own_way(write: Write, pytester: pytest
         "    runtestprotocol(item, nextitem=nextitem)\n"
         "    return True\n"
     )
-    write("def test_leaks(): take()\ndef test_behaves(): behave()")
+    write(
+        "@pytest.fixture(scope='module')\n"
+        "def leaky():\n"
+        "    take()\n"
+        "    yield\n"
+        "def test_leaks(): take()\n"
+        "def test_behaves(): behave()\n"
+        "def test_skipped(leaky): pytest.skip('later')\n"
+    )
     result = pytester.runpytest_subprocess("--leakguard=error", "-pno:randomly")
-    result.assert_outcomes(passed=2, errors=1)
+    result.assert_outcomes(passed=2, skipped=1, errors=2)
     result.stdout.fnmatch_lines(
         [
             "*ERROR at teardown of test_leaks*",
             "leaked: test_suite.py::test_leaks *",
-            "*leakguard: 1 test, 1 distinct leak*",
+            "*ERROR at teardown of test_skipped*",
+            "leaked: module fixture leaky of test_suite.py *",
         ]
     )
 
