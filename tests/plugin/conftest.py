@@ -67,6 +67,16 @@ Run = Callable[..., pytest.RunResult]
 Write = Callable[[str], None]
 
 
+@pytest.fixture(autouse=True)
+def nowhere_in_particular(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pytest print what it prints at a desk, also where this project's tests run in CI.
+
+    There it repeats every report in its short summary, and leakguard annotates lines.
+    """
+    for name in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def write(pytester: pytest.Pytester) -> Write:
     """Return what writes the suite: its tests, which have the prelude to use."""
