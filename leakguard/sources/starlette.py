@@ -14,6 +14,8 @@ from leakguard.sources.imports import when_imported
 from leakguard.sources.patch import AnyFunction, Patch, Placement
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from leakguard.core.guard import Guard
     from leakguard.sources.request import Receive, Send
     from leakguard.sources.routes import AsgiScope
@@ -27,34 +29,35 @@ class StarletteSource:
     """Opens a scope of a guard's around every request of every application."""
 
     def __init__(self) -> None:
-        self._guard: Guard | None = None
+        self._guards: tuple[Guard, ...] = ()
+        """The last one opens the scopes: a run of tests may run tests of its own."""
         self._patch: Patch | None = None
-        self._awaited = False
+        self._give_up: Callable[[], None] = _nothing
 
     def attach(self, guard: Guard) -> None:
         """Open the scopes of `guard` from now on, or from when Starlette is imported."""
-        self._guard = guard
-        if not self._awaited:
-            self._awaited = True
-            when_imported(_MODULE, self._place)
-        elif self._patch is not None:
-            self._patch.place()
+        self._guards = (*self._guards, guard)
+        self._give_up()
+        self._give_up = when_imported(_MODULE, self._place)
 
-    def detach(self, guard: Guard) -> None:  # noqa: ARG002  (there is one at a time)
-        """Open none any more, and leave Starlette as it was found."""
-        self._guard = None
-        if self._patch is not None:
-            self._patch.remove()
+    def detach(self, guard: Guard) -> None:
+        """Open none of its own any more, and leave Starlette as it was found by the first guard."""
+        self._guards = tuple(one for one in self._guards if one is not guard)
+        if not self._guards:
+            self._give_up()
+            if self._patch is not None:
+                self._patch.remove()
 
     def dismiss(self, guard: Guard) -> None:
-        """Open none any more."""
+        """Open none of its own any more."""
         self.detach(guard)
 
     def _place(self) -> None:
-        applications: Any = sys.modules[_MODULE]
-        self._patch = Patch(applications.Starlette, "__call__", self._wrap)
-        if self._guard is not None:
-            self._patch.place()
+        # It may have been imported anew since the last time, with another class.
+        application: Any = sys.modules[_MODULE].Starlette
+        if self._patch is None or self._patch.owner is not application:
+            self._patch = Patch(application, "__call__", self._wrap)
+        self._patch.place()
 
     def _wrap(self, original: AnyFunction, placement: Placement) -> AnyFunction:
         source = self
@@ -65,14 +68,18 @@ class StarletteSource:
             receive: Receive,
             send: Send,
         ) -> None:
-            guard = source._guard if placement.active or placement.resume() else None
-            if guard is None or _SEEN in scope:
+            guards = source._guards if placement.active or placement.resume() else ()
+            if not guards or _SEEN in scope:
                 await original(self, scope, receive, send)
                 return
             scope[_SEEN] = True
-            await ScopeMiddleware(partial(original, self), guard)(scope, receive, send)
+            await ScopeMiddleware(partial(original, self), guards[-1])(scope, receive, send)
 
         return call
+
+
+def _nothing() -> None:
+    pass
 
 
 STARLETTE: Final = StarletteSource()

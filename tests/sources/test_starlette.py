@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+import starlette.applications
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -76,24 +77,43 @@ def test_one_that_somebody_wrapped_in_turn_does_nothing(
     assert Starlette.__call__ is not ours
 
 
-def test_starlette_need_not_be_there(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, engine: Engine
-) -> None:
-    """It is watched from when it is imported; not at all where the guard has gone by then."""
-    module = sys.modules["starlette.applications"]
+def test_of_several_guards_the_last_one_opens_the_scope(recorder: Recorder) -> None:
+    """As where a run of tests runs tests of its own; the first one goes on afterwards."""
+    source, inner, original = StarletteSource(), Recorder(), Starlette.__call__
+    app = make_application()
+    with make_guard(recorder, source):
+        with make_guard(inner, source):
+            fetch(app, "/outer")
+        fetch(app, "/inner/7")
+    assert [scope.name for scope in inner.scopes_opened] == ["GET /outer"]
+    assert [scope.name for scope in recorder.scopes_opened] == ["GET /inner/{number}"]
+    assert Starlette.__call__ is original
+
+
+def test_starlette_need_not_be_there(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is watched from when it is imported, and not awaited when the guard has gone."""
+    source, original = StarletteSource(), Starlette.__call__
     finders = sys.meta_path.copy()
-    source = StarletteSource()
-    original = Starlette.__call__
     with monkeypatch.context() as patch:
         patch.delitem(sys.modules, "starlette.applications")
-        with make_guard(recorder, source), engine.connect():
-            assert sys.meta_path != finders
-        with make_guard(recorder, source):  # again, and it is still not there
-            finder: Any = sys.meta_path.pop(0)
-    assert sys.modules["starlette.applications"] is module
-    assert sys.meta_path == finders
-    finder.job()
+        for _ in range(2):
+            with make_guard(recorder, source), make_guard(recorder, source):
+                assert len(sys.meta_path) == len(finders) + 1
+            assert sys.meta_path == finders
     assert Starlette.__call__ is original
+
+
+def test_starlette_may_be_imported_anew(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With other classes, as where a test runs tests in its own process."""
+    source = StarletteSource()
     with make_guard(recorder, source):
-        assert Starlette.__call__ is not original
-    assert Starlette.__call__ is original
+        fetch(make_application(), "/outer")
+    with monkeypatch.context() as patch:
+        patch.setattr(starlette, "applications", starlette.applications)  # put back, too
+        patch.delitem(sys.modules, "starlette.applications")
+        with make_guard(recorder, source):
+            anew: Any = importlib.import_module("starlette.applications")
+            fetch(anew.Starlette(), "/nowhere")
+    assert len(recorder.scopes_opened) == 2
