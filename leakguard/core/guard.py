@@ -138,7 +138,7 @@ class Guard:
 
     @property
     def undecided(self) -> bool:
-        """Whether a verdict waits for work that goes on, for `late_after` seconds at most."""
+        """Whether a verdict waits for work of another thread, for `late_after` seconds at most."""
         return self._judge.undecided
 
     def _hear_collected(self) -> None:

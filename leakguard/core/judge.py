@@ -15,7 +15,7 @@ from leakguard.core.faults import apart
 from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.core.session_judge import SessionJudge
 from leakguard.core.task_scan import TaskScan
-from leakguard.core.tasks import AnyTask, LoopRef, loop_ref
+from leakguard.core.tasks import AnyTask, LoopRef, loop_ref, runs_elsewhere
 from leakguard.core.verdict import Fate, Standing, Verdict, verdict_on
 from leakguard.core.watch import WATCH
 
@@ -130,11 +130,9 @@ class Judge:
 
     @property
     def undecided(self) -> bool:
-        """Whether a verdict waits for other work of its scope, which goes on."""
-        return any(
-            wait.until is not None and any(loop.is_running() for loop in _loops(wait))
-            for wait in self.waits.copy().values()
-        )
+        """Whether a verdict waits for other work of its scope, which goes on in another thread."""
+        waits = self.waits.copy().values()
+        return any(wait.until is not None and runs_elsewhere(_loops(wait)) for wait in waits)
 
     def judge_pending(self) -> None:
         """Judge at once what is waited for, as after the wait: nobody will be there by then."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import Any, Final
 
@@ -22,6 +22,12 @@ def loop_ref() -> LoopRef | None:
     """Return a weak reference to the event loop that runs in this thread."""
     loop = running_loop()
     return None if loop is None else weakref.ref(loop)
+
+
+def runs_elsewhere(loops: Iterable[asyncio.AbstractEventLoop]) -> bool:
+    """Return whether one of the loops runs in another thread: this one may wait for its work."""
+    own = running_loop()
+    return any(loop is not own and loop.is_running() for loop in loops)
 
 
 def current_task() -> AnyTask | None:

@@ -11,11 +11,14 @@ from leakguard.core.process import INSTALLED, observe_everywhere, observe_no_mor
 from leakguard.core.scope import AMBIENT, Scope
 from leakguard.core.settings import build_settings
 from leakguard.core.table import OpenHolds
+from leakguard.core.tasks import runs_elsewhere
 from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from leakguard.sources.starlette import STARLETTE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from leakguard.core.finding import Finding
     from leakguard.core.hold import Hold
 
@@ -88,6 +91,12 @@ class Stages(Observer):
         with self._told:
             self._told.wait_for(lambda: not _under_way(stage), self._patience)
 
+    def findings(self, stage: Stage) -> list[Finding]:
+        """Return what was found of a stage so far."""
+        self.settle(stage)
+        self._wait_for_verdicts(INSTALLED.copy())
+        return stage.findings
+
     def open_holds(self, stage: Stage) -> OpenHolds:
         """Return what is out of a stage and of its requests, oldest first."""
         holds = [hold for guard in INSTALLED.copy() for hold in guard.open_holds()]
@@ -107,11 +116,14 @@ class Stages(Observer):
     def _decide(self) -> None:
         """Have every verdict fall that can: work that goes on gets its time to give things back."""
         guards = INSTALLED.copy()
-        with self._told:
-            self._told.wait_for(lambda: not any(one.undecided for one in guards), self._patience)
+        self._wait_for_verdicts(guards)
         for guard in guards:
             guard.judge_pending()
         WATCH.drain(self._patience)  # it tells what the collector did, and may be at it
+
+    def _wait_for_verdicts(self, guards: Iterable[Guard]) -> None:
+        with self._told:
+            self._told.wait_for(lambda: not any(one.undecided for one in guards), self._patience)
 
     def scope_opened(self, scope: Scope) -> None:
         """Remember what is under way."""
@@ -161,4 +173,4 @@ def _stage_of(scope: Scope | None) -> Stage | None:
 def _under_way(stage: Stage) -> bool:
     """Return whether a request of it is on a loop that goes on in another thread."""
     loops = (None if scope.loop is None else scope.loop() for scope in stage.requests.copy())
-    return any(loop is not None and loop.is_running() for loop in loops)
+    return runs_elsewhere(loop for loop in loops if loop is not None)

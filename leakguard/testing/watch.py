@@ -97,8 +97,7 @@ class TestWatch:
         stage = self._at_work[-1].stage
         if stage is None or self._stages is None:
             return ()
-        self._stages.settle(stage)
-        return tuple(stage.findings)
+        return tuple(self._stages.findings(stage))
 
     def open_holds(self) -> tuple[Hold, ...]:
         """Return what is out of the part that is at work, oldest first."""

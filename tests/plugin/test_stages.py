@@ -6,6 +6,10 @@ import asyncio
 import gc
 import threading
 import weakref
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import Connection, Engine
 
 from leakguard import LeakGuard
 from leakguard.core.scope import AMBIENT
@@ -49,6 +53,73 @@ def test_a_request_that_a_server_has_yet_to_end_is_waited_for() -> None:
         server.join()
     stages.stop()
     assert ended == [True]
+
+
+class Work:
+    """A request that leaves its connection to a task, which closes it when it may go on."""
+
+    def __init__(self, guard: LeakGuard, engine: Engine) -> None:
+        self._guard = guard
+        self._engine = engine
+        self.handed_over = threading.Event()
+        self.closed = False
+
+    async def run(self, go_on: Callable[[], object]) -> None:
+        async with self._guard.scope("a request"):
+            clean_up = asyncio.create_task(self._close(self._engine.connect(), go_on))
+        self.handed_over.set()
+        await clean_up
+
+    async def _close(self, connection: Connection, go_on: Callable[[], object]) -> None:
+        await asyncio.to_thread(go_on)
+        self.closed = True
+        connection.close()
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_verdict_that_waits_for_a_server_is_waited_for(engine: Engine, at_the_end: bool) -> None:
+    """Its tasks may be about to give a connection back, and need no more than a moment."""
+    stages = Stages()
+    told = stages._told = Waited()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to know when
+    stages.start()
+    with LeakGuard(mode="testing", observers=[]) as guard:
+        stage = stages.begin("a test", "test")
+        work = Work(guard, engine)
+        run = work.run(lambda: told.awaited.wait(PATIENCE))
+        server = threading.Thread(target=asyncio.run, args=(run,))
+        server.start()
+        assert work.handed_over.wait(PATIENCE)
+        findings = stages.end(stage) if at_the_end else stages.findings(stage)
+        assert findings == []
+        assert work.closed
+        if not at_the_end:
+            stages.end(stage)
+        server.join()
+    stages.stop()
+
+
+def test_a_loop_does_not_wait_for_its_own_tasks(engine: Engine) -> None:
+    """They cannot go on meanwhile."""
+    stages = Stages()
+    told = stages._told = Waited()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to know when
+    stages.start()
+    go_on = threading.Event()
+
+    async def ask() -> None:
+        await asyncio.to_thread(work.handed_over.wait, PATIENCE)
+        assert stages.findings(stage) == []
+        go_on.set()
+
+    async def main() -> None:
+        await asyncio.gather(work.run(lambda: go_on.wait(PATIENCE)), ask())
+
+    with LeakGuard(mode="testing", observers=[]) as guard:
+        stage = stages.begin("a test", "test")
+        work = Work(guard, engine)
+        asyncio.run(main())
+        assert stages.end(stage) == []
+    stages.stop()
+    assert not told.awaited.is_set()
 
 
 def test_a_fixture_keeps_no_test_that_asked_for_it() -> None:
