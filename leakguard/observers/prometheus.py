@@ -37,7 +37,6 @@ from prometheus_client.registry import Collector
 
 from leakguard.core.clock import monotonic
 from leakguard.core.fork import in_child
-from leakguard.core.hold import ConnectionHold
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
 from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS
@@ -127,40 +126,34 @@ class Counted(Collector):
     def __init__(self) -> None:
         self.metrics: Final = Metrics()
         self._all: tuple[MetricWrapperBase, ...] = tuple(vars(self.metrics).values())
-        self.scopes: Final[deque[tuple[str, int]]] = deque()
-        """Types of scopes, and 1 for one that began or -1 for one that ended."""
+        self.opened: Final[deque[Scope]] = deque()
+        self.closed: Final[deque[Scope]] = deque()
         self.changes: Final[deque[PoolChange]] = deque()
         self.waits: Final[deque[Wait]] = deque()
         self.returns: Final[deque[_Return]] = deque()
         self._unrouted: list[_Return] = []
         """Those before a router had said which route answers: to match all routes for it would cost
         more than all the rest."""
-        self._at_once = is_multiprocess()
-        self._planned = False
+        self.at_once: Final = is_multiprocess()
+        """Whether others show what this process has counted, whenever they are asked and however it
+        ends."""
+        self.planned = False
         """Whether what is written down will be counted, so that nobody has to ask for it."""
         self._lock = RLock()
         _EVERY.add(self)
 
-    def write_down(self, written: deque[T], what: T) -> None:
-        """Have it counted in a moment, or at once."""
-        written.append(what)
-        if not self._planned:
-            self._plan()
-        elif len(written) >= _MANY:  # who was to count them may have gone
-            self.count()
-
-    def _plan(self) -> None:
-        # Others show what this process has counted, whenever they are asked and however it ends.
-        if self._at_once or not WATCH.started:
+    def plan(self) -> None:
+        """Have what is written down counted in a moment, or at once where there is no other way."""
+        if self.at_once or not WATCH.started:
             self.count()
         else:
-            self._planned = True
+            self.planned = True
             WATCH.post_at(monotonic() + _LATER, self.count)
 
     def count(self) -> None:
         """Count what was written down."""
         with self._lock:  # two at once would count in parts, and a scrape see one of them
-            self._planned = False  # first: whoever writes something down from now on plans anew
+            self.planned = False  # first: whoever writes something down from now on plans anew
             self._count_scopes()
             self._count_connections()
             self._observe_waits()
@@ -180,15 +173,17 @@ class Counted(Collector):
     def begin_child(self) -> None:
         """Go on in the child of a fork, in which no other thread of its parent is."""
         self._lock = RLock()
-        self._planned = False
+        self.planned = False
         # Else what is written down is counted in the child's own copy of the metrics, too.
-        if self._at_once:
-            for written in (self.scopes, self.changes, self.waits, self.returns):
+        if self.at_once:
+            for written in (self.opened, self.closed, self.changes, self.waits, self.returns):
                 written.clear()
 
     def _count_scopes(self) -> None:
-        for (kind, change), times in tallied(self.scopes).items():
-            self.metrics.scopes.labels(kind).inc(times * change)
+        kinds = TallyCounter(scope.type for scope in _drained(self.opened))
+        kinds.subtract(scope.type for scope in _drained(self.closed))
+        for kind, change in kinds.items():
+            self.metrics.scopes.labels(kind).inc(change)
 
     def _count_connections(self) -> None:
         for (pool, idle, used, limit), times in tallied(self.changes).items():
@@ -284,24 +279,47 @@ class Prometheus(Observer):
         """
         _check_registry(registry)
         self._counted: Final = _counted_in(registry)
+        if not self._counted.at_once:
+            self._write_down_by_deque(self._counted)
         self._unresolved = UnresolvedLeaks(self._count_unresolved)
+
+    # What each request does several times is written down by the deque itself: to call a function of
+    # Python's that does it would take five times as long. `scope_closed` and `released` follow all
+    # of that, and see to it that it is counted.
+
+    def _write_down_by_deque(self, counted: Counted) -> None:
+        for name, written in (
+            ("scope_opened", counted.opened),
+            ("pool_changed", counted.changes),
+            ("waited", counted.waits),
+        ):
+            if getattr(type(self), name) is getattr(Prometheus, name):  # none of a derived class
+                vars(self)[name] = written.append
 
     def scope_opened(self, scope: Scope) -> None:
         """Count it as open."""
-        counted = self._counted
-        counted.write_down(counted.scopes, (scope.type, 1))
+        self._counted.opened.append(scope)
+        self._counted.count()
 
     def scope_closed(self, scope: Scope) -> None:
         """Count it as open no more."""
         counted = self._counted
-        counted.write_down(counted.scopes, (scope.type, -1))
+        counted.closed.append(scope)
+        if not counted.planned:
+            counted.plan()
+        elif len(counted.closed) >= _MANY:  # who was to count them may have gone
+            counted.count()
 
     def released(self, hold: Hold) -> None:
         """Observe how long the connection was out."""
         # One that is handed over to another guard is released there.
-        if isinstance(hold, ConnectionHold) and hold.released_monotonic is not None:
+        if hold.resource == "connection" and hold.released_monotonic is not None:
             counted = self._counted
-            counted.write_down(counted.returns, (hold.scope, hold.pool, hold.held_for))
+            counted.returns.append((hold.scope, hold.pool, hold.held_for))
+            if not counted.planned:
+                counted.plan()
+            elif len(counted.returns) >= _MANY:
+                counted.count()
 
     def found(self, finding: Finding) -> None:
         """Count it, and a leak as unresolved, too."""
@@ -322,13 +340,13 @@ class Prometheus(Observer):
 
     def pool_changed(self, change: PoolChange) -> None:
         """Count the connections in the pool and out of it."""
-        counted = self._counted
-        counted.write_down(counted.changes, change)
+        self._counted.changes.append(change)
+        self._counted.count()
 
     def waited(self, wait: Wait) -> None:
         """Observe how long a checkout took, or count that it timed out."""
-        counted = self._counted
-        counted.write_down(counted.waits, wait)
+        self._counted.waits.append(wait)
+        self._counted.count()
 
     def _count_unresolved(self, finding: Finding, change: int) -> None:
         self._counted.metrics.unresolved.labels(finding.pool or _NONE).inc(change)

@@ -448,7 +448,8 @@ def test_what_nobody_asks_for_is_counted_in_a_moment(metrics: Metrics, driver: D
     with LeakGuard(mode="production", observers=[metrics.observer]) as guard:
         engine.connect().close()
         with guard.scope("job"):
-            patiently(lambda: not written(metrics).scopes)
+            engine.connect().close()
+            patiently(lambda: not written(metrics).opened)
 
 
 def test_a_guard_that_goes_leaves_nothing_uncounted(
@@ -461,8 +462,8 @@ def test_a_guard_that_goes_leaves_nothing_uncounted(
         engine.connect().close()
         metrics.series()
         with guard.scope("job"):
-            assert written(metrics).scopes
-    assert not written(metrics).scopes
+            assert written(metrics).opened
+    assert not written(metrics).opened
     assert metrics.value("leakguard_open_scopes", type="job") == 0
 
 
@@ -475,9 +476,11 @@ def test_what_is_written_down_has_a_bound(
     monkeypatch.setattr(WATCH, "post_at", forgetting)
     for _ in range(2500):
         metrics.observer.scope_opened(scope)
-    assert len(written(metrics).scopes) < 1000
+        metrics.observer.scope_closed(scope)
+    assert len(written(metrics).opened) < 1000
+    assert len(written(metrics).closed) < 1000
     labels = {"type": "job"}
-    assert metrics.registry.get_sample_value("leakguard_open_scopes", labels) == 2500
+    assert metrics.registry.get_sample_value("leakguard_open_scopes", labels) == 0
 
 
 def test_without_the_watch_all_is_counted_at_once(
@@ -485,8 +488,10 @@ def test_without_the_watch_all_is_counted_at_once(
 ) -> None:
     """It is started by the first session or connection, and ends with the last guard."""
     monkeypatch.setattr(WATCH, "started", False)
-    metrics.observer.scope_opened(Scope(make_guard(), "late", "job"))
-    assert not written(metrics).scopes
+    scope = Scope(make_guard(), "late", "job")
+    metrics.observer.scope_opened(scope)
+    metrics.observer.scope_closed(scope)
+    assert not written(metrics).opened
 
 
 @pytest.mark.parametrize("multiprocess", [True, False])
@@ -501,7 +506,7 @@ def test_the_child_of_a_fork_has_the_metrics_of_its_parent(
     def open_jobs() -> float | None:
         return metrics.registry.get_sample_value("leakguard_open_scopes", {"type": "job"})
 
-    written(metrics)._at_once = multiprocess  # noqa: SLF001  (as if a thread had come so far)
+    written(metrics).at_once = multiprocess  # as if a thread had come so far
     child = os.fork()
     if child == 0:
         os._exit(int(open_jobs() or 0))
