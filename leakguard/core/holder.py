@@ -132,13 +132,10 @@ class _ThreadRun:
     the next run of the same function, too.)
     """
 
-    __slots__ = ("__weakref__", "code", "frame", "holder", "thread")
+    __slots__ = ("__weakref__", "holder")
 
     def __init__(self, thread: int, frame: FrameType) -> None:
-        self.thread = thread
-        self.frame = id(frame)
-        self.code = frame.f_code
-        self.holder = ThreadHolder(self)
+        self.holder = ThreadHolder(weakref.ref(self), thread, frame)
         """The one of all that it acquires."""
 
 
@@ -158,18 +155,23 @@ _THREAD_LOOPS: Final = (
 class ThreadHolder:
     """A function that a thread runs in a copy of the scope's context."""
 
-    __slots__ = ("_code", "_frame", "_name", "_run", "number")
+    __slots__ = ("_code", "_frame", "_run", "number")
     loop = None
 
-    def __init__(self, run: _ThreadRun) -> None:
-        self._run = weakref.ref(run)
-        self.number = run.thread
-        self._frame = run.frame
-        self._code = run.code
-        self._name = threading.current_thread().name
+    def __init__(self, run: weakref.ref[_ThreadRun], thread: int, frame: FrameType) -> None:
+        self._run = run
+        self.number = thread
+        self._frame = id(frame)
+        self._code = frame.f_code
 
     def __str__(self) -> str:
-        return f"thread {self._name!r}"
+        # Only now: this is made at every checkout in a thread. The thread may have ended.
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        return f"thread {names.get(self.number, self.number)!r}"
+
+    def runs_in(self, thread: int, frame: FrameType) -> bool:
+        """Return whether it is the function whose outermost frame that is."""
+        return (self.number, self._frame, self._code) == (thread, id(frame), frame.f_code)
 
     def running(self) -> bool:
         """Return whether the function that acquired the hold, or its caller, is on the stack.
@@ -201,11 +203,12 @@ def current_holder(scope: Scope | None, frame: FrameType | None = None) -> Holde
     task = None if loop is None else asyncio.current_task(loop)
     if task is not None:
         return None if id(task) == owner else TaskHolder(task)
-    strand = current_strand() if TRIO in modules or GEVENT in modules else None
-    if strand is not None:
-        return None if id(strand.work) == owner else StrandHolder(strand)
+    if TRIO in modules or GEVENT in modules:
+        strand = current_strand()
+        if strand is not None:
+            return None if id(strand.work) == owner else StrandHolder(strand)
     thread = get_ident()
-    return None if thread == owner else _current_run(thread, frame).holder
+    return None if thread == owner else _current_run(thread, frame)
 
 
 def current_owner() -> int:
@@ -218,16 +221,15 @@ def current_owner() -> int:
     return get_ident() if strand is None else id(strand.work)
 
 
-def _current_run(thread: int, frame: FrameType | None) -> _ThreadRun:
+def _current_run(thread: int, frame: FrameType | None) -> ThreadHolder:
     # The same copy of the context may run one function after the other, so that what an earlier
     # one left there says nothing about this one, unless it runs in the same frame.
     outermost = _outermost_frame(frame or sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     run = _run.get()
-    known = run is not None and run.thread == thread
-    if run is None or not known or (run.frame, run.code) != (id(outermost), outermost.f_code):
+    if run is None or not run.holder.runs_in(thread, outermost):
         run = _ThreadRun(thread, outermost)
         _run.set(run)
-    return run
+    return run.holder
 
 
 def _outermost_frame(frame: FrameType) -> FrameType:
@@ -235,9 +237,10 @@ def _outermost_frame(frame: FrameType) -> FrameType:
 
     The loop of a thread pool is not part of it: it outlives what it runs.
     """
-    outer: FrameType | None = frame
+    outer = frame.f_back
     while outer is not None and not _is_thread_loop(outer.f_code.co_filename):
-        frame, outer = outer, outer.f_back
+        frame = outer
+        outer = outer.f_back
     return frame
 
 

@@ -130,12 +130,12 @@ class Observers:
 
     def _tell(self, name: str) -> Tell[Any]:
         """Make what tells all those who override a method."""
-        told = tuple(self._overriding(name))
+        told = list(self._overriding(name))
         if not told:
             return _tell_nobody
         if len(told) > 1:
             return self._tell_all(told)
-        ((observer, method),) = told
+        observer, method = told[0]
         if isinstance(method, BuiltinMethodType):  # `append` of a deque: nothing to guard against
             return method
         return self._tell_one(observer, method)
@@ -158,7 +158,7 @@ class Observers:
 
         return tell
 
-    def _tell_all(self, told: tuple[tuple[Observer, Tell[Any]], ...]) -> Tell[Any]:
+    def _tell_all(self, told: list[tuple[Observer, Tell[Any]]]) -> Tell[Any]:
         every = [self._tell_one(observer, method) for observer, method in told]
 
         def tell(subject: object) -> None:

@@ -35,7 +35,6 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from leakguard.core.clock import monotonic
 from leakguard.core.fork import in_child
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer
@@ -134,21 +133,22 @@ class Counted(Collector):
         self._unrouted: list[_Return] = []
         """Those before a router had said which route answers: to match all routes for it would cost
         more than all the rest."""
-        self.at_once: Final = is_multiprocess()
-        """Whether others show what this process has counted, whenever they are asked and however it
-        ends."""
+        self.at_once = is_multiprocess()
+        self.much = 1 if self.at_once else _MUCH
+        """With so much of a kind it is time to count. A scrape does so in any case."""
         self.planned = False
-        """Whether what is written down will be counted, so that nobody has to ask for it."""
+        """Whether the watch will do it, so that nobody has to ask for it."""
         self._lock = RLock()
         _EVERY.add(self)
 
-    def plan(self) -> None:
-        """Have what is written down counted in a moment, or at once where there is no other way."""
-        if self.at_once or not WATCH.started:
+    def count_soon(self, written: int) -> None:
+        """Have what is written down counted; `written` is how much there is of a kind."""
+        # Others show what this process has counted, whenever they are asked and however it ends.
+        if self.at_once or not WATCH.started or written >= _TOO_MUCH:
             self.count()
-        else:
+        elif not self.planned:
             self.planned = True
-            WATCH.post_at(monotonic() + _LATER, self.count)
+            WATCH.post(self.count)
 
     def count(self) -> None:
         """Count what was written down."""
@@ -211,7 +211,7 @@ class Counted(Collector):
         for back in returns:
             scope, pool, held_for = back
             known = scope is None or scope.closed_at is not None or scope.route_known
-            if known or len(self._unrouted) >= _MANY:
+            if known or len(self._unrouted) >= _TOO_MUCH:
                 seconds[_route(scope), pool].append(held_for)
             else:
                 self._unrouted.append(back)
@@ -222,10 +222,10 @@ class Counted(Collector):
 _Return = tuple["Scope | None", str, float]
 """Of a connection that came back: its scope, its pool, and for how many seconds it was out."""
 
-_LATER: Final = 0.25
-"""Seconds until what is written down is counted, at most, where nobody asks for it."""
-_MANY: Final = 1000
-"""So much of a kind is counted at once in any case."""
+_MUCH: Final = 200
+"""How much of a kind is counted at once, by the watch."""
+_TOO_MUCH: Final = 1000
+"""How much there may be if the watch does not come to it, as where an observer keeps it busy."""
 
 _EVERY: Final[weakref.WeakSet[Counted]] = weakref.WeakSet()
 _COUNTED: Final[weakref.WeakKeyDictionary[CollectorRegistry, Counted]] = weakref.WeakKeyDictionary()
@@ -283,9 +283,9 @@ class Prometheus(Observer):
             self._write_down_by_deque(self._counted)
         self._unresolved = UnresolvedLeaks(self._count_unresolved)
 
-    # What each request does several times is written down by the deque itself: to call a function of
-    # Python's that does it would take five times as long. `scope_closed` and `released` follow all
-    # of that, and see to it that it is counted.
+    # What each request does several times is written down by the deque itself: to call a function
+    # of Python's that does it would take five times as long. `scope_closed` and `released` follow
+    # all of that, and see to it that it is counted.
 
     def _write_down_by_deque(self, counted: Counted) -> None:
         for name, written in (
@@ -305,10 +305,8 @@ class Prometheus(Observer):
         """Count it as open no more."""
         counted = self._counted
         counted.closed.append(scope)
-        if not counted.planned:
-            counted.plan()
-        elif len(counted.closed) >= _MANY:  # who was to count them may have gone
-            counted.count()
+        if len(counted.closed) >= counted.much:
+            counted.count_soon(len(counted.closed))
 
     def released(self, hold: Hold) -> None:
         """Observe how long the connection was out."""
@@ -316,10 +314,8 @@ class Prometheus(Observer):
         if hold.resource == "connection" and hold.released_monotonic is not None:
             counted = self._counted
             counted.returns.append((hold.scope, hold.pool, hold.held_for))
-            if not counted.planned:
-                counted.plan()
-            elif len(counted.returns) >= _MANY:
-                counted.count()
+            if len(counted.returns) >= counted.much:
+                counted.count_soon(len(counted.returns))
 
     def found(self, finding: Finding) -> None:
         """Count it, and a leak as unresolved, too."""

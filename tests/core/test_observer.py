@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from asyncio import CancelledError
+from collections import deque
 
 import pytest
 
@@ -12,7 +14,7 @@ from leakguard.core.faults import Faults
 from leakguard.core.observer import METHODS, Observers
 from leakguard.core.process import observe_everywhere, observe_no_more
 from tests.core.fakes import installed, make_finding, make_guard, take
-from tests.support import PATIENCE, Recorder
+from tests.support import PATIENCE, Recorder, drain_watch
 
 
 class Broken(Observer):
@@ -175,3 +177,40 @@ def test_who_hears_of_every_guard_hears_once() -> None:
 def test_the_methods_are_listed() -> None:
     """The settings look at every one of them."""
     assert set(METHODS) == {name for name in vars(Observer) if not name.startswith("_")}
+
+
+def test_what_the_collector_sets_off_is_told_by_the_watch() -> None:
+    """It may have interrupted somebody who has the lock that an observer needs."""
+    threads: list[str] = []
+
+    class Where(Observer):
+        def found(self, finding: Finding) -> None:
+            threads.append(threading.current_thread().name)
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            guard.observers.found(finding)
+
+    guard, finding = installed(Where()), make_finding()
+    guard.observers.found(finding)
+    Cycle()
+    gc.collect()
+    drain_watch()
+    guard.uninstall()
+    assert threads == [threading.current_thread().name, "leakguard"]
+
+
+def test_a_method_that_is_a_deque_s_own_is_told_as_it_is() -> None:
+    """Nothing can happen in it, so that nothing stands around it."""
+    written: deque[Finding] = deque()
+    observer = Observer()
+    vars(observer)["found"] = written.append
+    observers = Observers([observer], Faults())
+    assert observers.found == written.append
+    observers.add(Recorder())
+    finding = make_finding()
+    observers.found(finding)
+    assert list(written) == [finding]

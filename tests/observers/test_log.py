@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
 
 import pytest
 
 from leakguard import Finding, FindingKind, LeakGuard, Log, SettingsError
+from leakguard.core.clock import monotonic
 from leakguard.core.faults import FAULTS
 from leakguard.core.register import make_finding as finding_of
 from leakguard.core.watch import Watch
@@ -49,9 +51,12 @@ def test_the_first_is_logged_in_full_and_the_next_ones_are_counted(
 
 
 def test_what_was_counted_is_logged_though_it_was_the_last(
-    watch: Watch, caplog: pytest.LogCaptureFixture
+    watch: Watch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody need come after it: the watch logs it when the interval is over."""
+    began = monotonic()
+    monkeypatch.setattr("leakguard.observers.log.monotonic", lambda: began)  # whatever it takes
+    all_found = threading.Event()
 
     class Logged(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -63,11 +68,17 @@ def test_what_was_counted_is_logged_though_it_was_the_last(
     logger.addHandler(handler)
     log = Log(repeat_after=0.05)
     watch.start()
+
+    def wait() -> None:
+        all_found.wait(PATIENCE)
+
+    watch.post(wait)
     for _ in range(3):
         finding = make_finding()
         finding.resolution = "given back"
         log.found(finding)
         log.resolved(finding)
+    all_found.set()
     told = [lines.get(timeout=PATIENCE) for _ in range(4)]
     logger.removeHandler(handler)
     assert told[0].startswith("leaked: nightly import ")
