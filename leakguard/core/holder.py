@@ -208,7 +208,7 @@ def current_holder(scope: Scope | None, frame: FrameType | None = None) -> Holde
         if strand is not None:
             return None if id(strand.work) == owner else StrandHolder(strand)
     thread = get_ident()
-    return None if thread == owner else _current_run(thread, frame)
+    return None if thread == owner else _current_thread_holder(thread, frame)
 
 
 def current_owner() -> int:
@@ -221,7 +221,7 @@ def current_owner() -> int:
     return get_ident() if strand is None else id(strand.work)
 
 
-def _current_run(thread: int, frame: FrameType | None) -> ThreadHolder:
+def _current_thread_holder(thread: int, frame: FrameType | None) -> ThreadHolder:
     # The same copy of the context may run one function after the other, so that what an earlier
     # one left there says nothing about this one, unless it runs in the same frame.
     outermost = _outermost_frame(frame or sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented

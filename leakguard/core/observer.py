@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from leakguard.core.collector import COLLECTOR
@@ -130,18 +129,9 @@ class Observers:
 
     def _tell(self, name: str) -> Tell[Any]:
         """Make what tells all those who override a method."""
-        told = list(self._overriding(name))
+        told = tuple(self._overriding(name))
         if not told:
             return _tell_nobody
-        if len(told) > 1:
-            return self._tell_all(told)
-        observer, method = told[0]
-        if isinstance(method, BuiltinMethodType):  # `append` of a deque: nothing to guard against
-            return method
-        return self._tell_one(observer, method)
-
-    def _tell_one(self, observer: Observer, method: Tell[Any]) -> Tell[Any]:
-        """Make what tells one observer, as production has it: at every checkout and return."""
         collector = COLLECTOR
 
         def tell(subject: object, *, posted: bool = False) -> None:
@@ -149,21 +139,13 @@ class Observers:
             if collector.thread and not posted and collector.runs_here():
                 WATCH.post(partial(tell, subject, posted=True))
                 return
-            try:
-                method(subject)
-            except FROM_OUTSIDE:
-                raise
-            except BaseException as error:  # noqa: BLE001  (whatever a user's code raises)
-                self._disable(observer, error)
-
-        return tell
-
-    def _tell_all(self, told: list[tuple[Observer, Tell[Any]]]) -> Tell[Any]:
-        every = [self._tell_one(observer, method) for observer, method in told]
-
-        def tell(subject: object) -> None:
-            for tell_one in every:
-                tell_one(subject)
+            for observer, method in told:
+                try:
+                    method(subject)
+                except FROM_OUTSIDE:
+                    raise
+                except BaseException as error:  # noqa: BLE001  (whatever a user's code raises)
+                    self._disable(observer, error)
 
         return tell
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from contextvars import ContextVar
 from sys import modules
@@ -13,7 +12,7 @@ from leakguard.core.clock import monotonic
 from leakguard.core.hold import ConnectionHold, take_out
 from leakguard.core.holder import current_owner
 from leakguard.core.strand import GEVENT, TRIO, current_strand
-from leakguard.core.tasks import context_of, running_loop
+from leakguard.core.tasks import context_of, loop_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,48 +113,43 @@ class Scope:
     sessions_unclosed: Tally | None = None
     """Its sessions of which it was found that nobody closed them."""
 
-    parent: Scope | None = None
-    """The innermost scope around it that had not ended when it began."""
-    before: Scope | None = None
-    """What was current before it, while it is open."""
-    opener: Opener | None = None
-    """The frame that has its block; `None` where it has none, as a request."""
-    trace: Trace | None = None
-    """The span of OpenTelemetry's in which it does its work, where there is one."""
-    event_log: EventLog | None = None
-    """Its events, where the settings keep them."""
-    status: int | None = None
-    """The status of the response; 500 where an exception left the application before one was
-    begun, else `None` where none was."""
-    responded_at: float | None = None
-    """When the last byte of the response was handed to the server, in seconds of
-    `time.monotonic()`."""
-
-    # There is one for every healthy request, too: what most of them never have is a value of the
-    # class.
     def __init__(self, guard: Guard, name: str, type: str) -> None:  # noqa: A002  (the field's name for it)
         self.guard = guard
         self.type: str = type
         """`"http"`, `"websocket"`, `"test"`, `"job"` or what the one who opened it says."""
         self._name = name
-        if guard.settings.events:
-            self.event_log = EventLog()
+        self.status: int | None = None
+        """The status of the response; 500 where an exception left the application before one was
+        begun, else `None` where none was."""
+        self.trace: Trace | None = None
+        """The span of OpenTelemetry's in which it does its work, where there is one."""
+        self.event_log: EventLog | None = EventLog() if guard.settings.events else None
+        """Its events, where the settings keep them."""
+        self.opener: Opener | None = None
+        """The frame that has its block; `None` where it has none, as a request."""
+        self.before: Scope | None = None
+        """What was current before it, while it is open."""
+        self.parent: Scope | None = None
+        """The innermost scope around it that had not ended when it began."""
         around = current_scope.get()
         if around is not None:
             self._begin_in(around)
         elif AMBIENT.scope is not None:
             self.parent = AMBIENT.scope
-        loop = running_loop()
-        self.loop = None if loop is None else ref(loop)
-        """The event loop in which it was opened."""
-        task = None if loop is None else asyncio.current_task(loop)
-        self.owner = self._owner_beside_asyncio() if task is None else id(task)
+        self.owner = current_owner()
         """The `id()` of the task or strand that opened it, else the number of the thread; they mean
         something while it is open."""
+        self.loop = loop_ref()
+        """The event loop in which it was opened."""
+        if TRIO in modules or GEVENT in modules:
+            strand = current_strand()
+            self.strand = None if strand is None else ref(strand.work)
         self.opened_at = monotonic()
         """When it began, in seconds of `time.monotonic()`."""
         self.closed_at: float | None = None
         """When it ended, in the same seconds; `None` while it is open."""
+        self.responded_at: float | None = None
+        """When the last byte of the response was handed to the server, in the same seconds."""
         # In the order of their acquisition. Dicts, because taking one out of a dict is atomic:
         # whoever gets it deals with it. Apart, because sessions may be many.
         self.open_connections: dict[Hold, None] = {}
@@ -164,13 +158,6 @@ class Scope:
         self.notable: deque[ConnectionHold] = deque()
         """Connections that came back or were collected, about which there is something to say when
         the scope ends."""
-
-    def _owner_beside_asyncio(self) -> int:
-        if TRIO in modules or GEVENT in modules:
-            strand = current_strand()
-            if strand is not None:
-                self.strand = ref(strand.work)
-        return current_owner()
 
     def _begin_in(self, around: Scope) -> None:
         """Begin within another scope, which may have ended."""

@@ -125,35 +125,38 @@ class Counted(Collector):
     def __init__(self) -> None:
         self.metrics: Final = Metrics()
         self._all: tuple[MetricWrapperBase, ...] = tuple(vars(self.metrics).values())
-        self.opened: Final[deque[Scope]] = deque()
-        self.closed: Final[deque[Scope]] = deque()
+        self.scopes: Final[deque[tuple[str, int]]] = deque()
+        """Types of scopes, and 1 for one that began or -1 for one that ended."""
         self.changes: Final[deque[PoolChange]] = deque()
         self.waits: Final[deque[Wait]] = deque()
         self.returns: Final[deque[_Return]] = deque()
         self._unrouted: list[_Return] = []
         """Those before a router had said which route answers: to match all routes for it would cost
         more than all the rest."""
-        self.at_once = is_multiprocess()
-        self.much = 1 if self.at_once else _MUCH
-        """With so much of a kind it is time to count. A scrape does so in any case."""
-        self.planned = False
-        """Whether the watch will do it, so that nobody has to ask for it."""
+        self._at_once = is_multiprocess()
+        self._planned = False
+        """Whether the watch will count what is written down."""
         self._lock = RLock()
         _EVERY.add(self)
 
-    def count_soon(self, written: int) -> None:
-        """Have what is written down counted; `written` is how much there is of a kind."""
+    def write_down(self, written: deque[T], what: T) -> None:
+        """Have it counted at the next scrape, or when there is much to count."""
+        written.append(what)
         # Others show what this process has counted, whenever they are asked and however it ends.
-        if self.at_once or not WATCH.started or written >= _TOO_MUCH:
+        if self._at_once or len(written) >= _MUCH:
+            self._count_soon(len(written))
+
+    def _count_soon(self, written: int) -> None:
+        if self._at_once or not WATCH.started or written >= _TOO_MUCH:
             self.count()
-        elif not self.planned:
-            self.planned = True
+        elif not self._planned:
+            self._planned = True
             WATCH.post(self.count)
 
     def count(self) -> None:
         """Count what was written down."""
         with self._lock:  # two at once would count in parts, and a scrape see one of them
-            self.planned = False  # first: whoever writes something down from now on plans anew
+            self._planned = False  # first: whoever writes something down from now on plans anew
             self._count_scopes()
             self._count_connections()
             self._observe_waits()
@@ -173,17 +176,15 @@ class Counted(Collector):
     def begin_child(self) -> None:
         """Go on in the child of a fork, in which no other thread of its parent is."""
         self._lock = RLock()
-        self.planned = False
+        self._planned = False
         # Else what is written down is counted in the child's own copy of the metrics, too.
-        if self.at_once:
-            for written in (self.opened, self.closed, self.changes, self.waits, self.returns):
+        if self._at_once:
+            for written in (self.scopes, self.changes, self.waits, self.returns):
                 written.clear()
 
     def _count_scopes(self) -> None:
-        kinds = TallyCounter(scope.type for scope in _drained(self.opened))
-        kinds.subtract(scope.type for scope in _drained(self.closed))
-        for kind, change in kinds.items():
-            self.metrics.scopes.labels(kind).inc(change)
+        for (kind, change), times in tallied(self.scopes).items():
+            self.metrics.scopes.labels(kind).inc(times * change)
 
     def _count_connections(self) -> None:
         for (pool, idle, used, limit), times in tallied(self.changes).items():
@@ -223,9 +224,9 @@ _Return = tuple["Scope | None", str, float]
 """Of a connection that came back: its scope, its pool, and for how many seconds it was out."""
 
 _MUCH: Final = 200
-"""How much of a kind is counted at once, by the watch."""
+"""With so much of a kind the watch counts, though nobody asks."""
 _TOO_MUCH: Final = 1000
-"""How much there may be if the watch does not come to it, as where an observer keeps it busy."""
+"""With so much whoever writes it down counts: an observer may keep the watch busy."""
 
 _EVERY: Final[weakref.WeakSet[Counted]] = weakref.WeakSet()
 _COUNTED: Final[weakref.WeakKeyDictionary[CollectorRegistry, Counted]] = weakref.WeakKeyDictionary()
@@ -279,43 +280,24 @@ class Prometheus(Observer):
         """
         _check_registry(registry)
         self._counted: Final = _counted_in(registry)
-        if not self._counted.at_once:
-            self._write_down_by_deque(self._counted)
         self._unresolved = UnresolvedLeaks(self._count_unresolved)
-
-    # What each request does several times is written down by the deque itself: to call a function
-    # of Python's that does it would take five times as long. `scope_closed` and `released` follow
-    # all of that, and see to it that it is counted.
-
-    def _write_down_by_deque(self, counted: Counted) -> None:
-        for name, written in (
-            ("scope_opened", counted.opened),
-            ("pool_changed", counted.changes),
-            ("waited", counted.waits),
-        ):
-            if getattr(type(self), name) is getattr(Prometheus, name):  # none of a derived class
-                vars(self)[name] = written.append
 
     def scope_opened(self, scope: Scope) -> None:
         """Count it as open."""
-        self._counted.opened.append(scope)
-        self._counted.count()
+        counted = self._counted
+        counted.write_down(counted.scopes, (scope.type, 1))
 
     def scope_closed(self, scope: Scope) -> None:
         """Count it as open no more."""
         counted = self._counted
-        counted.closed.append(scope)
-        if len(counted.closed) >= counted.much:
-            counted.count_soon(len(counted.closed))
+        counted.write_down(counted.scopes, (scope.type, -1))
 
     def released(self, hold: Hold) -> None:
         """Observe how long the connection was out."""
         # One that is handed over to another guard is released there.
         if hold.resource == "connection" and hold.released_monotonic is not None:
             counted = self._counted
-            counted.returns.append((hold.scope, hold.pool, hold.held_for))
-            if len(counted.returns) >= counted.much:
-                counted.count_soon(len(counted.returns))
+            counted.write_down(counted.returns, (hold.scope, hold.pool, hold.held_for))
 
     def found(self, finding: Finding) -> None:
         """Count it, and a leak as unresolved, too."""
@@ -336,13 +318,13 @@ class Prometheus(Observer):
 
     def pool_changed(self, change: PoolChange) -> None:
         """Count the connections in the pool and out of it."""
-        self._counted.changes.append(change)
-        self._counted.count()
+        counted = self._counted
+        counted.write_down(counted.changes, change)
 
     def waited(self, wait: Wait) -> None:
         """Observe how long a checkout took, or count that it timed out."""
-        self._counted.waits.append(wait)
-        self._counted.count()
+        counted = self._counted
+        counted.write_down(counted.waits, wait)
 
     def _count_unresolved(self, finding: Finding, change: int) -> None:
         self._counted.metrics.unresolved.labels(finding.pool or _NONE).inc(change)

@@ -46,20 +46,20 @@ class Patch:
         business, because a function around it would cost as much as all that most wrappers do. Its
         first parameter is called `self`: everybody calls it so, and callers may.
         """
-        self.owner = owner
+        self._owner = owner
         self._name = name
         self._wrap = wrap
         self._placement: Placement | None = None
 
     def place(self) -> None:
         """Wrap the method."""
-        current = self.owner.__dict__[self._name]
+        current = self._owner.__dict__[self._name]
         placement = self._placement
         if placement is None or placement.wrapper is not current:
             placement = self._placement = Placement(self, current)
             wrapper = self._wrap(current, placement)
             placement.wrapper = functools.update_wrapper(wrapper, current)
-            setattr(self.owner, self._name, wrapper)
+            setattr(self._owner, self._name, wrapper)
         placement.active = True
 
     def remove(self) -> None:
@@ -75,7 +75,7 @@ class Patch:
         Return whether it is in use from now on.
         """
         latest = self._placement
-        on_top = self.owner.__dict__[self._name] is placement.wrapper
+        on_top = self._owner.__dict__[self._name] is placement.wrapper
         if latest is None or not (latest.active and on_top):
             self._take_out(placement)
             return False
@@ -85,5 +85,5 @@ class Patch:
         return True
 
     def _take_out(self, placement: Placement) -> None:
-        if self.owner.__dict__[self._name] is placement.wrapper:
-            setattr(self.owner, self._name, placement.original)
+        if self._owner.__dict__[self._name] is placement.wrapper:
+            setattr(self._owner, self._name, placement.original)

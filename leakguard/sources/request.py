@@ -155,7 +155,7 @@ class RequestScope(Scope):
         async def noting_send(message: Message) -> None:
             kind = message.get("type")
             if kind in _LAST_MESSAGES:
-                if not message.get("more_body"):
+                if not message.get("more_body", False):
                     self.responded_at = monotonic()
                     if self.event_log is not None:
                         self.event_log.add("last byte handed to the server")

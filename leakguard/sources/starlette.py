@@ -31,7 +31,8 @@ class StarletteSource:
     def __init__(self) -> None:
         self._guards: tuple[Guard, ...] = ()
         """The last one opens the scopes: a run of tests may run tests of its own."""
-        self._patch: Patch | None = None
+        self._patches: dict[type, Patch] = {}
+        """By the class, of which there is another one when Starlette is imported anew."""
         self._give_up: Callable[[], None] = _nothing
 
     def attach(self, guard: Guard) -> None:
@@ -41,23 +42,22 @@ class StarletteSource:
         self._give_up = when_imported(_MODULE, self._place)
 
     def detach(self, guard: Guard) -> None:
-        """Open none of its own any more, and leave Starlette as it was found by the first guard."""
+        """Open none of its own any more; with the last guard, leave Starlette as it was found."""
         self._guards = tuple(one for one in self._guards if one is not guard)
         if not self._guards:
             self._give_up()
-            if self._patch is not None:
-                self._patch.remove()
+            for patch in self._patches.values():
+                patch.remove()
+            self._patches.clear()
 
     def dismiss(self, guard: Guard) -> None:
         """Open none of its own any more."""
         self.detach(guard)
 
     def _place(self) -> None:
-        # It may have been imported anew since the last time, with another class.
         application: Any = sys.modules[_MODULE].Starlette
-        if self._patch is None or self._patch.owner is not application:
-            self._patch = Patch(application, "__call__", self._wrap)
-        self._patch.place()
+        patch = Patch(application, "__call__", self._wrap)
+        self._patches.setdefault(application, patch).place()
 
     def _wrap(self, original: AnyFunction, placement: Placement) -> AnyFunction:
         source = self

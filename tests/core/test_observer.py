@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 from asyncio import CancelledError
-from collections import deque
 
 import pytest
 
@@ -201,16 +200,3 @@ def test_what_the_collector_sets_off_is_told_by_the_watch() -> None:
     drain_watch()
     guard.uninstall()
     assert threads == [threading.current_thread().name, "leakguard"]
-
-
-def test_a_method_that_is_a_deque_s_own_is_told_as_it_is() -> None:
-    """Nothing can happen in it, so that nothing stands around it."""
-    written: deque[Finding] = deque()
-    observer = Observer()
-    vars(observer)["found"] = written.append
-    observers = Observers([observer], Faults())
-    assert observers.found == written.append
-    observers.add(Recorder())
-    finding = make_finding()
-    observers.found(finding)
-    assert list(written) == [finding]

@@ -106,14 +106,15 @@ def test_starlette_need_not_be_there(recorder: Recorder, monkeypatch: pytest.Mon
 def test_starlette_may_be_imported_anew(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With other classes, as where a test runs tests in its own process."""
-    source = StarletteSource()
-    with make_guard(recorder, source):
-        fetch(make_application(), "/outer")
-    with monkeypatch.context() as patch:
+    """With another class, as where a test runs tests in its own process; the first goes on."""
+    source, original, inner = StarletteSource(), Starlette.__call__, Recorder()
+    app = make_application()
+    with monkeypatch.context() as patch, make_guard(recorder, source):
         patch.setattr(starlette, "applications", starlette.applications)  # put back, too
         patch.delitem(sys.modules, "starlette.applications")
-        with make_guard(recorder, source):
+        with make_guard(inner, source):
             anew: Any = importlib.import_module("starlette.applications")
             fetch(anew.Starlette(), "/nowhere")
-    assert len(recorder.scopes_opened) == 2
+        fetch(app, "/outer")
+    assert len(inner.scopes_opened) == len(recorder.scopes_opened) == 1
+    assert Starlette.__call__ is original
