@@ -1,0 +1,1 @@
+"""The rules of the verdicts, each broken on purpose: a test must fail for every one."""
