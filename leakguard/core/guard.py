@@ -253,8 +253,11 @@ class Guard:
             held.plan()
         self.observers.acquired(hold)
 
-    def hand_over(self, hold: ConnectionHold, guard: Guard, scope: Scope) -> None:
-        """Hand a connection over to the scope of its session, which may be another guard's."""
+    def hand_over(self, hold: Hold, guard: Guard, scope: Scope) -> None:
+        """Hand a hold over to a scope, which may be another guard's.
+
+        As a connection to that of its session.
+        """
         if hold.scope is not None:
             hold.scope.take_out(hold)
         self._judge.stop_waiting(hold)  # that scope may have ended before the checkout

@@ -97,6 +97,11 @@ class Hold:
         return None
 
     @property
+    def subject(self) -> object:
+        """The session or connection itself; `None` where it is gone. Not to be kept."""
+        return None
+
+    @property
     def open(self) -> bool:
         """Whether it is still out; asks the library, whose word counts more than events."""
         return self.released_monotonic is None

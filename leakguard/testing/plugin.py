@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -17,10 +17,11 @@ from leakguard.testing.summary import lines, title, workflow_commands, write_rep
 from leakguard.testing.watch import Part, TestWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Iterator
 
     from leakguard.core.finding import Finding
     from leakguard.testing.leaks import Leak
+    from leakguard.testing.watch import Refers
 
 _PART: Final = pytest.StashKey[Part]()
 _LEAKS: Final = pytest.StashKey[dict[str, list["Leak"]]]()
@@ -76,7 +77,7 @@ class LeakPlugin:
                 self._end(item)
 
     def _end(self, item: pytest.Item) -> None:
-        findings = self.watch.end(item.stash[_PART])
+        findings = self.watch.end(item.stash[_PART], self._keepers())
         del item.stash[_PART]
         wish = read_wish(item, self._run)  # now: a marker may have been added at any time
         if wish != self._default:
@@ -112,9 +113,14 @@ class LeakPlugin:
         if begun is None:
             return
         part, wish = begun
-        found = self._leaks_of(self.watch.end(part), wish)
+        found = self._leaks_of(self.watch.end(part, self._keepers()), wish)
         into = self._late if self._item is None else self._item.stash[_LEAKS]
         into.setdefault(part.name, []).extend(found)
+
+    def _keepers(self) -> Iterator[tuple[Part, Refers]]:
+        """Yield the wider fixtures that go on: what they have is theirs, whoever took it."""
+        for fixturedef, (part, _) in self._fixtures.items():
+            yield part, partial(_refers_to, fixturedef)
 
     def _leaks_of(self, findings: list[Finding], wish: Wish) -> list[Leak]:
         return [self._leak(one, wish.reaction) for one in findings if _counts(one, wish)]
@@ -253,6 +259,15 @@ class LeakPlugin:
     def pytest_unconfigure(self) -> None:
         """Leave SQLAlchemy as it was found."""
         self.watch.stop()
+
+
+def _refers_to(fixturedef: pytest.FixtureDef[Any], things: Iterable[object]) -> set[int]:
+    from leakguard.testing.keeping import kept  # noqa: PLC0415  (few tests have anything out)
+
+    value = None if fixturedef.cached_result is None else fixturedef.cached_result[0]
+    # There is no public way to its teardown. Without, its value has to do.
+    finalizers: Iterable[object] = getattr(fixturedef, "_finalizers", ())
+    return kept(value, finalizers, things)
 
 
 def _counts(finding: Finding, wish: Wish) -> bool:

@@ -17,10 +17,13 @@ from leakguard.sources.sqlalchemy import SQLALCHEMY
 from leakguard.sources.starlette import STARLETTE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from leakguard.core.finding import Finding
     from leakguard.core.hold import Hold
+
+    Keeper = tuple["Stage", Callable[[Iterable[object]], set[int]]]
+    """A fixture that goes on, and what tells the `id()` of those objects that it refers to."""
 
 
 class Stage(Scope):
@@ -73,15 +76,33 @@ class Stages(Observer):
         """Go on with the one that it interrupted."""
         AMBIENT.scope, stage.interrupted = stage.interrupted, None
 
-    def end(self, stage: Stage) -> list[Finding]:
-        """End a stage, which goes on, and return what was found, when all verdicts have fallen."""
+    def end(self, stage: Stage, keepers: Iterable[Keeper] = ()) -> list[Finding]:
+        """End a stage, which goes on, and return what was found, when all verdicts have fallen.
+
+        What one of the `keepers` has is up to that one: the first of them takes it over.
+        """
         if stage.eventful:
             self.settle(stage)
+            for keeper, refers_to in keepers:
+                self._hand_over_kept(stage, keeper, refers_to)
         self._guard.close_scope(stage)
         if stage.eventful:
             self._decide()
         self.leave(stage)
         return stage.findings
+
+    def _hand_over_kept(
+        self, stage: Stage, keeper: Stage, refers_to: Callable[[Iterable[object]], set[int]]
+    ) -> None:
+        holds = [*stage.open_sessions.copy(), *stage.open_connections.copy()]
+        subjects = {hold: hold.subject for hold in holds if hold.open}
+        if not subjects:
+            return
+        kept = refers_to(subjects.values())
+        for hold, subject in subjects.items():
+            if id(subject) in kept:
+                keeper.eventful = True
+                hold.guard.hand_over(hold, keeper.guard, keeper)
 
     def settle(self, stage: Stage) -> None:
         """Wait for the requests of a stage that a server in another thread has yet to end.

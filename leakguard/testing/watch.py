@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Final, Literal
 from leakguard.sources.imports import when_imported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from leakguard.core.finding import Finding
     from leakguard.core.hold import Hold
     from leakguard.testing.stages import Stage, Stages
+
+    Refers = Callable[[Iterable[object]], set[int]]
+    """Tells the `id()` of those objects that a fixture refers to."""
 
 _SOURCE: Final = "leakguard.sources.sqlalchemy"
 
@@ -85,12 +88,23 @@ class TestWatch:
         else:
             self._stages.enter(fixture.stage)
 
-    def end(self, part: Part) -> list[Finding]:
-        """End a part, and return what was found of it."""
+    def end(self, part: Part, keepers: Iterable[tuple[Part, Refers]] = ()) -> list[Finding]:
+        """End a part, and return what was found of it.
+
+        The fixtures among `keepers` are left, and judged for what they have of it.
+        """
         self._at_work.remove(part)
         if part.stage is None or self._stages is None:
             return []
-        return self._stages.end(part.stage)
+        return self._stages.end(part.stage, self._stages_of(keepers))
+
+    def _stages_of(self, keepers: Iterable[tuple[Part, Refers]]) -> Iterator[tuple[Stage, Refers]]:
+        for fixture, refers_to in keepers:
+            if fixture.stage is None:  # begun before SQLAlchemy was imported
+                self.enter(fixture)
+                self.leave(fixture)
+            if fixture.stage is not None:
+                yield fixture.stage, refers_to
 
     def findings(self) -> tuple[Finding, ...]:
         """Return what was found so far of the part that is at work."""

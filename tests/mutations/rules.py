@@ -154,15 +154,9 @@ MUTATIONS: Final = (
         "        try:\n            hold = next(iter(self._of_shared(id(record))), None)",
     ),
     Mutation(
-        "knows a checkout by the number of its proxy alone",
-        _CHECKOUTS,
-        "if known is not None and known.ref() is proxy:",
-        "if known is not None:",
-    ),
-    Mutation(
         "takes a second checkout event for a second checkout",
         _CHECKOUTS,
-        "if known is not None and known.ref() is proxy:",
+        "if known is not None:  # of this proxy: an entry goes before its number is free",
         "if False:",
     ),
     Mutation(

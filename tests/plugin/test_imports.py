@@ -39,8 +39,10 @@ def test_in_a_wider_fixture(pytester: pytest.Pytester, run_apart: Run) -> None:
     pytester.makepyfile(
         LATE + "@pytest.fixture(scope='module')\n"
         "def earlier():\n"
+        "    global connection\n"
         "    yield\n"
-        "    take()\n"
+        "    from sqlalchemy import create_engine\n"
+        "    connection = create_engine('sqlite:///late.db').connect()\n"
         "@pytest.fixture(scope='module')\n"
         "def leaky(earlier):\n"
         "    take()\n"

@@ -77,6 +77,10 @@ class Checkout(ConnectionHold):
     """That of who took it, and those that sessions began meanwhile; empty where there was none."""
 
     @property
+    def subject(self) -> object:
+        return self.ref()
+
+    @property
     def open(self) -> bool:
         proxy = self.ref()
         # One that is gone was collected, and the finalizer that says so is yet to run. One that is

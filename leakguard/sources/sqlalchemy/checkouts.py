@@ -169,7 +169,7 @@ class Checkouts:
     ) -> None:
         try:
             known = self.out.get(id(proxy))
-            if known is not None and known.ref() is proxy:
+            if known is not None:  # of this proxy: an entry goes before its number is free
                 # Checked out again, after another listener asked for a reconnect. Of a shared
                 # connection all checkouts have ended with that.
                 known.facts.ledger.taken(known.record_id)

@@ -42,6 +42,10 @@ class TrackedSession(SessionHold):
     ref: weakref.ref[Session]
 
     @property
+    def subject(self) -> object:
+        return self.ref()
+
+    @property
     def in_transaction(self) -> bool | None:
         session = self.ref()
         # Not by a class of the user's, where the name may mean something else.

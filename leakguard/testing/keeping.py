@@ -1,0 +1,159 @@
+"""Keeping: whether a fixture has what a test has taken, and so may be the one to give it back.
+
+As a `scoped_session` of a wider fixture's, from which the first test gets a session that the
+fixture removes at its own end. Asked of what is out when a test ends, which is little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dis
+import gc
+import inspect
+import sys
+from collections import deque
+from functools import partial
+from types import (
+    AsyncGeneratorType,
+    CellType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+    ModuleType,
+    TracebackType,
+)
+from typing import TYPE_CHECKING, Any, Final
+
+from leakguard.core.callsite import Place, classify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+def kept(value: object, finalizers: Iterable[object], things: Iterable[object]) -> set[int]:
+    """Return the `id()` of those `things` that a fixture refers to.
+
+    By its value, or by what tears it down: its `finalizers`, a suspended generator among them, with
+    the global variables that are named by what is yet to run of it, and by the user's functions
+    that it calls.
+    """
+    wanted = {id(thing) for thing in things}
+    found: set[int] = set()
+    # With the objects, so that no number is used twice; and of each whether it may be code that
+    # tears the fixture down.
+    seen: dict[tuple[int, bool], object] = {}
+    todo: deque[tuple[object, bool]] = deque([(value, False)])
+    todo.extend((finalizer, True) for finalizer in finalizers)
+    while todo and len(seen) < _LIMIT:
+        one, tears_down = todo.popleft()
+        if (id(one), tears_down) in seen:
+            continue
+        seen[id(one), tears_down] = one
+        if id(one) in wanted:
+            found.add(id(one))
+        todo.extend(_referents(one, tears_down=tears_down))
+    return found
+
+
+def _referents(one: Any, *, tears_down: bool) -> Iterator[tuple[object, bool]]:  # noqa: ANN401  (anything there is)
+    if _is_a(one, GeneratorType, AsyncGeneratorType):
+        yield from _of_generator(one, tears_down=tears_down)
+    elif _is_a(one, FunctionType):
+        yield from _of_function(one, tears_down=tears_down)
+    elif _is_a(one, MethodType) and _is_a(one.__self__, type):
+        variables: dict[str, Any] = {**vars(one.__self__)}  # as of the class of a `tearDownClass`
+        yield one.__func__, tears_down
+        yield variables, False
+    elif not (_is_a(one, *_PASSED_OVER) or _is_of_runner(one)):
+        on_the_way = tears_down and _is_a(one, *_BETWEEN)
+        for referent in gc.get_referents(one):
+            yield referent, on_the_way
+
+
+def _of_generator(generator: Any, *, tears_down: bool) -> Iterator[tuple[object, bool]]:  # noqa: ANN401  (of either type)
+    code, frame = _suspended(generator)
+    for referent in gc.get_referents(generator):
+        if type(referent) is FunctionType and referent.__code__ is code:  # its own
+            yield referent.__closure__, tears_down
+        else:
+            yield referent, tears_down
+    if frame is not None:
+        yield from _named(code, frame.f_lasti, frame.f_globals)
+
+
+def _suspended(generator: Any) -> tuple[CodeType, FrameType | None]:  # noqa: ANN401  (of either type)
+    if isinstance(generator, AsyncGeneratorType):
+        return generator.ag_code, generator.ag_frame
+    return generator.gi_code, generator.gi_frame
+
+
+def _of_function(function: FunctionType, *, tears_down: bool) -> Iterator[tuple[object, bool]]:
+    # Not all of its module, which has everything there is.
+    for part in (function.__closure__, function.__defaults__, function.__kwdefaults__):
+        yield part, tears_down
+    yield function.__dict__, False
+    if tears_down and not function.__code__.co_flags & _GENERATES:  # to call that runs nothing
+        yield from _named(function.__code__, -1, function.__globals__)
+
+
+def _named(code: CodeType, after: int, variables: dict[str, Any]) -> Iterator[tuple[object, bool]]:
+    """Yield the global variables that are named by the instructions of a code after an offset.
+
+    Of a module among them, what is named of it; of a class of the user's, what it has.
+    """
+    names = set(_names(code, after))
+    values = [variables[name] for name in names & variables.keys()]
+    for module in [value for value in values if type(value) is ModuleType]:
+        values += [vars(module)[name] for name in names & vars(module).keys()]
+    for value in values:
+        of_user = _is_of_user(value)
+        yield dict(vars(value)) if of_user and isinstance(value, type) else value, of_user
+
+
+def _is_of_user(value: object) -> bool:
+    """Return whether it is a function or class of the user's."""
+    if not isinstance(value, FunctionType | type):
+        return False
+    module = sys.modules.get(value.__module__)
+    file = getattr(module, "__file__", None)
+    return file is not None and classify(file, value.__module__) is Place.USER
+
+
+def _names(code: CodeType, after: int) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.offset <= after:
+            continue
+        if instruction.opname.startswith(_LOADS):
+            yield instruction.argval
+        elif isinstance(instruction.argval, CodeType):
+            yield from _names(instruction.argval, -1)
+
+
+_GENERATES: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+_BETWEEN: Final[tuple[type[Any], ...]] = (partial, MethodType, CellType, tuple)
+"""What stands between a finalizer and the function that it calls in the end."""
+_PASSED_OVER: Final[tuple[type[Any], ...]] = (
+    type,
+    ModuleType,
+    CodeType,
+    FrameType,
+    TracebackType,
+    asyncio.AbstractEventLoop,
+    asyncio.Future,
+)
+"""Types of objects that refer to much that is not theirs."""
+_RUNNERS: Final = frozenset({"_pytest", "pytest", "pluggy", "xdist", "leakguard"})
+"""Packages whose objects know all of the run, the test itself included."""
+_LOADS: Final = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
+_LIMIT: Final = 50_000
+"""How many objects are looked at, for less than a tenth of a second."""
+
+
+def _is_a(one: object, *types: type[Any]) -> bool:
+    return issubclass(type(one), types)  # and no `__class__` of the user's
+
+
+def _is_of_runner(one: object) -> bool:
+    return str(getattr(type(one), "__module__", "")).partition(".")[0] in _RUNNERS

@@ -1,0 +1,298 @@
+"""What a wider fixture has is judged at its own end, whichever test made it take it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import orm
+
+from leakguard.testing import keeping
+from leakguard.testing.keeping import kept
+from tests.plugin.conftest import Run, Write
+
+REGISTRY = """
+from sqlalchemy.orm import scoped_session, sessionmaker
+Sessions = scoped_session(sessionmaker(engine))
+"""
+USES = """
+def test_one(): Sessions.execute(text("select 1"))
+def test_two(): Sessions.execute(text("select 1"))
+"""
+REGISTRIES = {
+    "value of the fixture": """
+@pytest.fixture(scope="module")
+def sessions():
+    return scoped_session(sessionmaker(engine))
+@pytest.fixture(scope="module")
+def tidy(sessions):
+    yield
+    sessions.remove()
+def test_one(tidy, sessions): sessions.execute(text("select 1"))
+def test_two(tidy, sessions): sessions.execute(text("select 1"))
+""",
+    "local variable": """
+@pytest.fixture(scope="module")
+def execute():
+    mine = scoped_session(sessionmaker(engine))
+    yield lambda: mine.execute(text("select 1"))
+    mine.remove()
+def test_one(execute): execute()
+def test_two(execute): execute()
+""",
+    "global variable": """
+@pytest.fixture(scope="module", autouse=True)
+def tidy():
+    yield
+    Sessions.remove()
+""",
+    "variable of another module": """
+import database
+@pytest.fixture(scope="module", autouse=True)
+def tidy():
+    yield
+    database.Sessions.remove()
+def test_one(): database.Sessions.execute(text("select 1"))
+""",
+    "function that the teardown calls": """
+def tidy_up(): Sessions.remove()
+@pytest.fixture(scope="module", autouse=True)
+def tidy():
+    yield
+    tidy_up()
+""",
+    "class that the teardown names": """
+class Database:
+    registry = scoped_session(sessionmaker(engine))
+    @classmethod
+    def close(cls): cls.registry.remove()
+@pytest.fixture(scope="module", autouse=True)
+def tidy():
+    yield
+    Database.close()
+def test_one(): Database.registry.execute(text("select 1"))
+""",
+    "finalizer": """
+@pytest.fixture(scope="module", autouse=True)
+def tidy(request):
+    request.addfinalizer(lambda: Sessions.remove())
+""",
+    "bound method as a finalizer": """
+@pytest.fixture(scope="module", autouse=True)
+def tidy(request):
+    request.addfinalizer(Sessions.remove)
+""",
+    "teardown of the module": """
+def teardown_module():
+    Sessions.remove()
+""",
+    "class of a TestCase": """
+import unittest
+class TestIt(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls): cls.registry = scoped_session(sessionmaker(engine))
+    @classmethod
+    def tearDownClass(cls): cls.registry.remove()
+    def test_one(self): self.registry.execute(text("select 1"))
+    def test_two(self): self.registry.execute(text("select 1"))
+""",
+    "client that connects when it is used": """
+class Client:
+    connection = None
+    def get(self):
+        self.connection = self.connection or engine.connect()
+        return self.connection.execute(text("select 1"))
+    def close(self): self.connection.close()
+@pytest.fixture(scope="session")
+def client():
+    client = Client()
+    yield client
+    client.close()
+def test_one(client): client.get()
+def test_two(client): client.get()
+""",
+    "asynchronous generator": """
+@pytest.fixture(scope="module")
+def anyio_backend(): return "asyncio"
+@pytest.fixture(scope="module")
+async def execute(anyio_backend):
+    mine = scoped_session(sessionmaker(engine))
+    yield lambda: mine.execute(text("select 1"))
+    mine.remove()
+@pytest.mark.anyio
+async def test_one(execute): execute()
+@pytest.mark.anyio
+async def test_two(execute): execute()
+""",
+}
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, write: Write) -> Callable[[str], None]:
+    """Return what writes a suite whose tests use a registry of sessions."""
+
+    def suite(tests: str) -> None:
+        pytester.makepyfile(database="from prelude import *" + REGISTRY)
+        write("from database import *\n" + (tests if "def test" in tests else tests + USES))
+
+    return suite
+
+
+@pytest.mark.parametrize("tests", REGISTRIES.values(), ids=REGISTRIES)
+def test_a_session_that_a_wider_fixture_closes(
+    suite: Callable[[str], None], run_apart: Run, tests: str
+) -> None:
+    """However the fixture knows it, the test that took it is not accused, and nobody else is."""
+    suite(tests)
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=tests.count("def test_") or 2)
+    result.stdout.no_fnmatch_line("*leaked*")
+
+
+def test_one_that_it_does_not_close(suite: Callable[[str], None], run_apart: Run) -> None:
+    """It is told at the end of the fixture, once, with the line of the test."""
+    suite(
+        "@pytest.fixture(scope='module', autouse=True)\n"
+        "def untidy():\n"
+        "    yield\n"
+        "    print(Sessions)\n" + USES
+    )
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "module fixture untidy of test_suite.py leaks, which has ended here",
+            "*checked out * test_suite.py:* in test_one",
+        ]
+    )
+    result.stdout.fnmatch_lines(["*= leakguard: 1 test, 1 distinct leak =*"])
+
+
+@pytest.mark.parametrize(
+    "fixture",
+    [
+        "Sessions.configure(bind=engine)\n    yield\n",
+        "yield\n    give_back()\n",
+    ],
+    ids=["set-up", "teardown of something else"],
+)
+def test_one_that_no_fixture_is_to_close(
+    suite: Callable[[str], None], run_apart: Run, fixture: str
+) -> None:
+    """What only the set-up names, or somebody else would close, is up to the test."""
+    suite(f"@pytest.fixture(scope='module', autouse=True)\ndef wide():\n    {fixture}{USES}")
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["leaked: test_suite.py::test_one *"])
+
+
+def test_a_fixture_from_before_sqlalchemy(pytester: pytest.Pytester, run_apart: Run) -> None:
+    """Which has no stage of its own until it is found to have something."""
+    pytester.makepyfile(
+        "import pytest\n"
+        "class Client:\n"
+        "    def get(self):\n"
+        "        import sqlalchemy\n"
+        "        self.connection = sqlalchemy.create_engine('sqlite://').connect()\n"
+        "@pytest.fixture(scope='module')\n"
+        "def tidy():\n"
+        "    client = Client()\n"
+        "    yield client\n"
+        "    client.connection.close()\n"
+        "@pytest.fixture(scope='module')\n"
+        "def untidy(): return Client()\n"
+        "def test_one(tidy): tidy.get()\n"
+        "def test_two(untidy): untidy.get()\n"
+        "def test_three(): pass\n"
+    )
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["module fixture untidy of * leaks, which has ended here"])
+
+
+# --- what is referred to --------------------------------------------------------------------------
+
+
+class Thing:
+    """Something that is looked for."""
+
+
+MODULE_THING = Thing()
+
+
+def deal_with_it(*_: object) -> Thing:
+    """Use it, as a fixture's teardown may."""
+    return MODULE_THING
+
+
+def refers(value: object, *finalizers: object, to: object) -> bool:
+    """Return whether a fixture refers to something."""
+    return kept(value, finalizers, [to]) == {id(to)}
+
+
+def test_the_value_and_what_it_is_made_of() -> None:
+    thing = Thing()
+    assert refers(thing, to=thing)
+    assert refers({"a": [SimpleNamespace(b=(thing,))]}, to=thing)
+    assert refers(lambda: thing, to=thing)
+    assert refers(lambda one=thing: one, to=thing)
+    assert not refers([Thing()], to=thing)
+
+
+def test_the_code_of_a_value_is_nothing_that_it_has() -> None:
+    """A function names much of its module; a finalizer that does is about to deal with it."""
+    assert not refers(lambda: MODULE_THING, to=MODULE_THING)
+    assert refers(None, lambda: MODULE_THING, to=MODULE_THING)
+    assert refers(None, lambda: [MODULE_THING for _ in "a"], to=MODULE_THING)
+    assert refers(None, functools.partial(deal_with_it, 1), to=MODULE_THING)
+    assert not refers(None, SimpleNamespace(call=lambda: MODULE_THING), to=MODULE_THING)
+
+
+def test_a_module_that_is_named_is_asked_for_what_is_named_of_it() -> None:
+    assert refers(None, lambda: keeping.kept, to=keeping.kept)
+    assert not refers(None, lambda: keeping.__name__, to=keeping.kept)
+
+
+def test_what_is_yet_to_run_of_a_generator() -> None:
+    def before() -> Iterator[None]:
+        deal_with_it()
+        yield
+
+    def after(local: object) -> Iterator[None]:
+        yield
+        deal_with_it(local)
+
+    thing = Thing()
+    first, second = before(), after(thing)
+    next(first)
+    next(second)
+    assert not refers(None, first, to=MODULE_THING)
+    assert refers(None, second, to=MODULE_THING)
+    assert refers(None, second, to=thing)
+    next(first, None)
+    assert not refers(None, first, to=MODULE_THING)
+
+
+def test_what_others_have_is_not_looked_at() -> None:
+    """The loop and its tasks, modules, classes and pytest's own objects refer to all there is."""
+
+    async def main() -> None:
+        thing = Thing()
+        loop = asyncio.get_running_loop()
+        vars(loop)["thing"] = thing
+        assert not refers([loop, asyncio.current_task()], to=thing)
+
+    asyncio.run(main())
+    assert not refers(orm, to=orm.Session)
+    assert not refers(type("Class", (), {"thing": MODULE_THING}), to=MODULE_THING)
+
+
+def test_not_everything_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixture may refer to millions of objects."""
+    monkeypatch.setattr(keeping, "_LIMIT", 10)
+    thing = Thing()
+    assert refers((thing, *range(5)), to=thing)
+    assert not refers((*range(20), [thing]), to=thing)
