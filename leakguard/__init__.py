@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from leakguard.observers.prometheus import Prometheus, metrics_app
     from leakguard.observers.warnings import Warnings
     from leakguard.sources.sqlalchemy import ignore_engine
+    from leakguard.testing.fixture import LeakGuardFixture
     from leakguard.wiring import LeakGuard, LeakGuardMiddleware
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Hold",
     "LeakGuard",
     "LeakGuardError",
+    "LeakGuardFixture",
     "LeakGuardMiddleware",
     "Limits",
     "Log",
@@ -88,6 +90,7 @@ _HOMES = {
     "Hold": "leakguard.core.hold",
     "LeakGuard": "leakguard.wiring",
     "LeakGuardError": "leakguard.exceptions",
+    "LeakGuardFixture": "leakguard.testing.fixture",
     "LeakGuardMiddleware": "leakguard.wiring",
     "Limits": "leakguard.core.exhaustion",
     "Log": "leakguard.observers.log",

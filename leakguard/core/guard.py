@@ -104,7 +104,9 @@ class Guard:
 
     def uninstall(self) -> None:
         """Stop watching and forget every open hold. Does nothing where it is not installed."""
-        self._stop(lambda source: source.detach(self))
+        self._hear_collected()
+        if self._stop(_detach):
+            self.observers.uninstalled(self)
 
     def abandon(self) -> None:
         """Stop watching beside requests that go on: nobody who has the guard is left.
@@ -112,24 +114,25 @@ class Guard:
         What the sources put into their libraries does nothing from then on, and is taken out
         when the next guard is uninstalled.
         """
-        self._stop(lambda source: source.dismiss(self))
-
-    def _stop(self, leave: Callable[[Source], None]) -> None:
         self._hear_collected()
+        if self._stop(_dismiss):
+            self.observers.uninstalled(self)
+
+    def _stop(self, leave: Callable[[Source, Guard], None]) -> bool:
+        """Return whether it was installed until now; observers are told without the lock."""
         with LOCK:
             installed, self.installed = self.installed, False
             self.installed_at, self.watches_all = inf, False
             if installed:
                 INSTALLED.discard(self)
                 for source in reversed(self._sources):
-                    leave(source)
+                    leave(source, self)
                 self.forget()  # after that: until then a thread may take one more
                 for observer in EVERYWHERE:
                     self.observers.remove(observer)
                 COLLECTOR.remove_user()
                 WATCH.remove_user()
-        if installed:
-            self.observers.uninstalled(self)
+        return installed
 
     def judge_pending(self) -> None:
         """Say what there is to say: nobody is left who could give a hold back."""
@@ -163,12 +166,14 @@ class Guard:
 
     def __exit__(self, *_: object) -> None:
         if self._blocks == 1 and not self._was_installed:
-            self._hear_collected()  # not under the lock: observers are told
+            self._hear_collected()
         with LOCK:
             self._blocks -= 1
             # An application that has the same guard goes on to be watched.
-            if self._blocks == 0 and not self._was_installed:
-                self.uninstall()
+            last = self._blocks == 0 and not self._was_installed
+            stopped = last and self._stop(_detach)
+        if stopped:
+            self.observers.uninstalled(self)
 
     def open_holds(self) -> OpenHolds:
         """Return a snapshot of every open hold, oldest first."""
@@ -411,6 +416,14 @@ class Guard:
 
     def _tell_resolved(self, finding: Finding) -> None:
         self.observers.resolved(finding)
+
+
+def _detach(source: Source, guard: Guard) -> None:
+    source.detach(guard)
+
+
+def _dismiss(source: Source, guard: Guard) -> None:
+    source.dismiss(guard)
 
 
 _NOTABLE_LIMIT: Final = 100

@@ -65,6 +65,11 @@ class Hold:
         """Where the connection was checked out; `None` for a session."""
 
     @property
+    def origin(self) -> CallSite | None:
+        """The line to look at first: `created_at`, or `acquired_at` where there is no session."""
+        return self.created_at or self.acquired_at
+
+    @property
     def held_for(self) -> float:
         """Seconds from its acquisition to its release, or until now."""
         return self._end - self.acquired_monotonic

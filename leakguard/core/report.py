@@ -173,7 +173,7 @@ def _pool(finding: Finding) -> str:
 
 def _where(finding: Finding) -> str:
     hold = finding.hold
-    site = hold and (hold.created_at or hold.acquired_at)
+    site = hold and hold.origin
     return "from an unknown line" if site is None else f"from {site}"
 
 
@@ -329,7 +329,7 @@ def _hands(kind: FindingKind, holder: str) -> str:
 
 def _usage(usage: PoolUsage, finding: Finding) -> str:
     hold = finding.hold
-    site = hold and (hold.created_at or hold.acquired_at)
+    site = hold and hold.origin
     if usage.out is None:
         count, which = "its class does not count connections", "known to be out"
     else:

@@ -2,8 +2,8 @@
 
 A stack is given as the innermost frames of its segments, the innermost segment first: a
 suspended coroutine does not know who awaits it, and a greenlet not on whose stack it hangs.
-Looked at from another thread, while the work may go on: what comes out is for a reader. Nobody else
-may look at the frames of another thread, and nobody without `PAUSE`.
+Looked at from another thread, while the work may go on: what comes out is for a reader. Nobody may
+look at the variables of another thread's frames without `PAUSE`.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class _Member(NamedTuple):
 
 
 _LOOKED_AT: Final = 200
-"""Of how many connections it is found out at most where their owners are."""
+"""For how many connections it is looked up where their owners are, at most."""
 _LONG: Final = 1.0
 """Seconds without a statement after which a connection counts as idle, or a quarter of the time
 that checkouts wait, where that is less."""
@@ -90,7 +90,7 @@ def survey(
 def _holder(hold: ConnectionHold, stacks: Sequence[Stack], use: Use) -> _Member:
     leaked = use is Use.LEAKED
     now_at = None if leaked else first_site(stacks, hold.guard.settings.frames)
-    site = hold.created_at or hold.acquired_at
+    site = hold.origin
     return _Member(name_of(hold.scope), site, use, hold.held_for, now_at)
 
 

@@ -52,10 +52,9 @@ class Log(Observer):
     """
 
     LIMIT: Final = 1000
-    """Of how many mistakes it is remembered when they were logged; the one longest unseen is
-    forgotten."""
+    """How many mistakes are remembered; the one longest unseen is forgotten."""
     POOLS: Final = 20
-    """Of how many pools of one mistake; all others are counted together."""
+    """How many pools of one mistake are counted apart; all others are counted together."""
 
     def __init__(
         self,
@@ -75,7 +74,10 @@ class Log(Observer):
                 "logger", logger, "must be a logging.Logger, or None for leakguard's"
             )
         self._logger = logging.getLogger("leakguard") if logger is None else logger
-        self._lines: OrderedDict[str, dict[tuple[str | None, ...], _Line]] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, _Write], dict[tuple[str | None, ...], _Line]] = (
+            OrderedDict()
+        )
+        """By mistake, and by what writes of it: of findings, or of their resolutions."""
 
     def found(self, finding: Finding) -> None:
         """Log it in full the first time, then one counting line at most every `repeat_after`.
@@ -84,28 +86,28 @@ class Log(Observer):
         `POOLS` of them.
         """
         if self._notices or finding.severity is not Severity.NOTICE:
-            self._log_or_count(finding.mistake, finding, self._log_found)
+            self._log_or_count(finding, self._log_found)
 
     def resolved(self, finding: Finding) -> None:
         """Log how long the connection was out; the notices' only where notices are logged."""
         if self._notices or finding.severity is not Severity.NOTICE:
-            self._log_or_count(_RESOLVED + finding.mistake, finding, self._log_resolved)
+            self._log_or_count(finding, self._log_resolved)
 
     def uninstalled(self, guard: Guard) -> None:  # noqa: ARG002  (the others' may as well be logged)
         """Log what was counted and not logged: nobody may come to do it later."""
         with LOCK:
             lines = [
-                (line, self._log_resolved if what.startswith(_RESOLVED) else self._log_found)
-                for what, by_pool in self._lines.items()
+                (line, write)
+                for (_, write), by_pool in self._lines.items()
                 for line in by_pool.values()
             ]
         for line, write in lines:
             self._catch_up(line, write)
 
-    def _log_or_count(self, what: str, finding: Finding, write: _Write) -> None:
+    def _log_or_count(self, finding: Finding, write: _Write) -> None:
         now = monotonic()
         with LOCK:
-            line = self._line_of(what, finding.pool)
+            line = self._line_of((finding.mistake, write), finding.pool)
             first = line.next_at is None
             if line.next_at is None:
                 line.next_at = now + self._repeat_after
@@ -131,7 +133,7 @@ class Log(Observer):
         if last is not None:
             write(last, times)
 
-    def _line_of(self, what: str, pool: str | None) -> _Line:
+    def _line_of(self, what: tuple[str, _Write], pool: str | None) -> _Line:
         by_pool = self._lines.setdefault(what, {})
         self._lines.move_to_end(what)
         if len(self._lines) > self.LIMIT:
@@ -152,8 +154,6 @@ class Log(Observer):
         self._logger.log(level, "%s", text, extra=fields_of(finding))
 
 
-_RESOLVED: Final = "resolved "
-"""What the names begin with of lines on resolutions."""
 _Write = Callable[["Finding", int], None]
 """Logs a finding in full, or, where there are any, so many that were counted."""
 _OTHERS: Final = ()

@@ -2,9 +2,9 @@
 
 The metrics change by what happens, not by what there is when they are scraped, which is what the
 client's multiprocess mode needs. What happens in every request is written down there, and counted a
-moment later with all that happened in the meantime, or when the metrics are scraped: to have the
-client count it at once would take half as long as all that led to it. In multiprocess mode it does,
-because the files that it writes are all that is left of a process.
+moment later with all that happened in the meantime, or when the metrics are scraped: counting at
+once would add half again to what leakguard costs a request. In multiprocess mode it is counted at
+once, because the files that the client writes are all that is left of a process.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Warnings(Observer):
         if mistake in self._warned or len(self._warned) >= self.LIMIT:
             return
         self._warned[mistake] = None
-        site = hold.created_at or hold.acquired_at
+        site = hold.origin
         if site is not None:
             _warn(advice(finding), site)
 

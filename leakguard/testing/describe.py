@@ -19,7 +19,7 @@ def site_of(finding: Finding) -> CallSite | None:
     """Return the line to look at: of the session, else of the checkout, or of most of a pool's."""
     hold, exhaustion = finding.hold, finding.exhaustion
     if hold is not None:
-        return hold.created_at or hold.acquired_at
+        return hold.origin
     group = None if exhaustion is None else exhaustion.main_group
     return None if group is None else group.site
 

@@ -100,6 +100,10 @@ def read_run(config: pytest.Config) -> Run:
             "--leakguard-update-baseline writes the file that --leakguard-baseline names: add "
             "--leakguard-baseline=FILE"
         )
+    if baseline is not None and report is not None and baseline.resolve() == report.resolve():
+        raise pytest.UsageError(
+            f"--leakguard-report={report} would overwrite the baseline: name another file"
+        )
     if reaction is Reaction.OFF and option is None and (baseline or report):
         name = "--leakguard-baseline" if baseline else "--leakguard-report"
         raise pytest.UsageError(

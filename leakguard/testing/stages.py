@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from leakguard.core.finding import Finding
     from leakguard.core.hold import Hold
 
+    Kind = Literal["test", "fixture"]
     Keeper = tuple["Stage", Callable[[Iterable[object]], set[int]]]
     """A fixture that goes on, and what tells the `id()` of those objects that it refers to."""
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class Stage(Scope):
     """A test with its fixtures, or a fixture that serves several tests."""
 
-    def __init__(self, guard: Guard, name: str, type: Literal["test", "fixture"]) -> None:  # noqa: A002  (as of a scope)
+    def __init__(self, guard: Guard, name: str, type: Kind) -> None:  # noqa: A002  (as of a scope)
         super().__init__(guard, name, type)
         self.parent = None  # a fixture outlives the test that was the first to ask for it
         self.interrupted: Scope | None = None
@@ -61,7 +62,7 @@ class Stages(Observer):
         self._guard.uninstall()
         observe_no_more(self)
 
-    def begin(self, name: str, type: Literal["test", "fixture"]) -> Stage:  # noqa: A002  (as of a scope)
+    def begin(self, name: str, type: Kind) -> Stage:  # noqa: A002  (as of a scope)
         """Begin a stage: what is taken from now on, in whatever thread or task, is its own."""
         stage = Stage(self._guard, name, type)
         self.enter(stage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from leakguard.sources.imports import when_imported
 
@@ -13,24 +13,22 @@ if TYPE_CHECKING:
 
     from leakguard.core.finding import Finding
     from leakguard.core.hold import Hold
-    from leakguard.testing.stages import Stage, Stages
+    from leakguard.testing.stages import Kind, Stage, Stages
 
     Refers = Callable[[Iterable[object]], set[int]]
     """Tells the `id()` of those objects that a fixture refers to."""
 
 _SOURCE: Final = "leakguard.sources.sqlalchemy"
 
-Kind = Literal["test", "fixture"]
-
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """A test with its fixtures, or a fixture that serves several tests."""
+    """What has a stage as soon as there is something to see: a test, or a wider fixture."""
 
     name: str
     kind: Kind
     stage: Stage | None = None
-    """`None` while there is nothing to see in it."""
+    """`None` while SQLAlchemy is not imported."""
 
 
 class TestWatch:

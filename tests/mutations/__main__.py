@@ -9,7 +9,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from tests.mutations.rules import MUTATIONS, Mutation
 
@@ -33,6 +36,10 @@ def main() -> int:
         copy = Path(folder)
         for name in COPIED:
             _copy(ROOT / name, copy / name)
+        failure = first_failure(copy)
+        if failure is not None:
+            sys.stdout.write(f"with all rules as they are: {failure}\n")
+            return 1
         unnoticed = [mutation for mutation in chosen if not _is_noticed(mutation, copy)]
     noticed = len(chosen) - len(unnoticed)
     sys.stdout.write(f"{noticed} of {len(chosen)} broken rules made a test fail\n")
@@ -51,7 +58,7 @@ def _is_noticed(mutation: Mutation, copy: Path) -> bool:
     before = module.read_text()
     module.write_text(mutate(before, mutation))
     try:
-        failure = _first_failure(copy)
+        failure = first_failure(copy)
     finally:
         module.write_text(before)
     sys.stdout.write(f"{mutation.breaks}: {failure or 'NOTICED BY NO TEST'}\n")
@@ -67,9 +74,12 @@ def mutate(text: str, mutation: Mutation) -> str:
     return text.replace(mutation.code, mutation.broken)
 
 
-def _first_failure(copy: Path) -> str | None:
-    """Run the tests until one fails, and name it; `None` where all pass."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
+def first_failure(copy: Path, tests: Sequence[str] = TESTS) -> str | None:
+    """Run the tests until one fails, and name it; `None` where all pass.
+
+    Raises `RuntimeError` where they cannot be run.
+    """
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         run = subprocess.run(  # noqa: S603  (our own command)
@@ -83,10 +93,12 @@ def _first_failure(copy: Path) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return "the tests hang"
-    if run.returncode == 0:
-        return None
     named = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
-    return named[1] if named else f"pytest ends with {run.returncode}"
+    if run.returncode == pytest.ExitCode.OK:
+        return None
+    if named is None:
+        raise RuntimeError(f"pytest ended with {run.returncode}:\n{run.stdout}{run.stderr}")
+    return named[1]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import leakguard
-from tests.mutations.__main__ import mutate
+from tests.mutations.__main__ import first_failure, mutate
 from tests.mutations.rules import MUTATIONS, Mutation
 
 PACKAGE = Path(leakguard.__file__).parent
@@ -25,3 +25,12 @@ def test_code_that_is_gone_is_an_error_that_names_the_rule() -> None:
     mutation = Mutation("does something wrong", "core/gone.py", "old", "new")
     with pytest.raises(ValueError, match=r"core/gone.py .* 'does something wrong' 2 times"):
         mutate("old old", mutation)
+
+
+def test_what_cannot_be_run_is_no_failure_of_a_test(tmp_path: Path) -> None:
+    """Else a file that is missing in the copy would count as a test that notices everything."""
+    (tmp_path / "test_suite.py").write_text("def test_passes(): pass\ndef test_fails(): assert 0\n")
+    assert first_failure(tmp_path, ["test_suite.py"]) == "test_suite.py::test_fails"
+    assert first_failure(tmp_path, ["test_suite.py::test_passes"]) is None
+    with pytest.raises(RuntimeError, match=r"^pytest ended with 4"):
+        first_failure(tmp_path, ["test_nowhere.py"])

@@ -28,7 +28,8 @@ scenario must come to, and those that it came to with every driver, **bold** whe
 `clean` stands for no finding at all. A cell is empty where a scenario is for other drivers.
 
 The scenarios are in `tests/scenarios/rows/`. The tests compare the lines, the route and the status
-of every finding, too, and run what is clean in every mode and 32 times at once.
+of every finding, too, and run what is clean in every mode and 32 times at once. They hold every
+driver to this table: a cell in bold would be a failing test, and be explained below.
 `python -m tests.scenarios` runs each once and writes this file; with `--times 20` each runs twenty
 times, in random order, and a cell says everything that a scenario came to.
 """

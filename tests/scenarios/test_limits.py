@@ -325,8 +325,8 @@ def test_what_runs_outside_of_the_middleware(
     """What runs outside of the middleware.
 
     That is a middleware that was added later, a container or a server around the application, and
-    Starlette's handler of `Exception`: what they take has no request, and of what the request had
-    it is known only for sessions from before it and for that handler that they may yet close it.
+    Starlette's handler of `Exception`. What they take has no request. That they may yet close what
+    the request took is known only of sessions that were constructed before it, and of that handler.
     `app = LeakGuardMiddleware(app)`, around everything, has them inside.
     """
     kept: list[Session] = []

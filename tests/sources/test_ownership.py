@@ -26,9 +26,10 @@ from sqlalchemy.orm import sessionmaker as make_factory
 from sqlalchemy.pool import SingletonThreadPool
 
 from leakguard import Finding, FindingKind, LeakGuard
+from leakguard.core.scope import AMBIENT, Scope
 from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy.checkout import Checkout
-from tests.support import PATIENCE, Recorder, line_marked
+from tests.support import PATIENCE, Recorder, core_of, line_marked
 
 QUERY = text("SELECT 1")
 HERE = sys.modules[__name__]
@@ -792,3 +793,18 @@ def test_what_its_scope_had_is_found_out_anew_for_one_that_is_handed_over(
             session.execute(QUERY)
         session.rollback()
     assert recorder.kinds == []
+
+
+def test_what_is_taken_in_no_scope_is_taken_in_the_ambient_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a run of tests, by a thread that knows nothing of it."""
+    with LeakGuard(mode="testing", observers=[]) as guard:
+        ambient = Scope(core_of(guard), "a test", "test")
+        monkeypatch.setattr(AMBIENT, "scope", ambient)
+        kept: list[Connection] = []
+        thread = threading.Thread(target=lambda: kept.append(engine.connect()))
+        thread.start()
+        thread.join()
+        assert [hold.scope for hold in guard.open_holds()] == [ambient]
+        kept.pop().close()

@@ -148,7 +148,7 @@ class Checkout(ConnectionHold):
         pool = self.facts.ref()
         if pool is None or self.detached_id is not None:
             return None
-        site = self.created_at or self.acquired_at
+        site = self.origin
         # Not among all that the guard has open: there may be thousands of sessions.
         every: list[Checkout] = list(self.out.copy().values())
         of_pool = [
@@ -156,7 +156,7 @@ class Checkout(ConnectionHold):
             for hold in every
             if hold.facts is self.facts and self.guard.has(hold) and hold.open
         ]
-        same_line = sum((hold.created_at or hold.acquired_at) == site for hold in of_pool)
+        same_line = sum(hold.origin == site for hold in of_pool)
         out, capacity = pool_fill(pool)
         if out is not None:  # after a dispose() the old pool counts anew, down from 0
             out = max(out, sum(hold.detached_id is None for hold in of_pool))

@@ -59,10 +59,10 @@ _CONNECTION: Final = _code(Connection, "__init__")
 _NEAR: Final = 12
 """How many frames to look through for these: SQLAlchemy's and leakguard's own are eight."""
 _TO_RAW_CONNECTION: Final = 7
-"""How many frames it is from `checkout_frame` to where the engine asks its pool, ..."""
+"""How many frames it is from `checkout_frame` to where the engine asks its pool."""
 _EXECUTE: Final = _code(Session, "_execute_internal")
 _TO_EXECUTE: Final = 14
-"""... and to where `execute()`, `scalars()` and `scalar()` of a session do their work."""
+"""How many to where `execute()`, `scalars()` and `scalar()` of a session do their work."""
 
 
 def constructing_frame(session: Session, frame: FrameType) -> FrameType | None:

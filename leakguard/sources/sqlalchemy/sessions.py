@@ -70,9 +70,8 @@ class Sessions:
 
     def place(self) -> None:
         """Wrap the methods; a session that is there already has no hold."""
-        setattr(
-            Session, _HOLD, None
-        )  # found there, it is not asked of a `__getattr__` of the user's
+        # Where it is found in the class, no `__getattr__` of the user's is asked for it.
+        setattr(Session, _HOLD, None)
         for patch in self.patches:
             patch.place()
 
