@@ -169,11 +169,12 @@ INTERNAL: dict[type, set[str]] = {
     Hold: {
         *("guard", "site", "holder", "session", "nested", "asynchronous", "allowed", "collected"),
         *("acquired_monotonic", "released_monotonic", "used_monotonic", "open", "came_back"),
-        *("usage", "lost_when_collected", "find_owner", "outlived_by", "waited_for_return"),
+        *("usage", "lost_when_collected", "find_session", "outlived_by", "waited_for_return"),
+        "subject",
         *("sync_in_async", "fake_usage", "is_lost_when_collected", "is_open"),
     },
     Scope: {
-        *("guard", "owner", "loop", "opener", "parent", "before", "trace", "event_log"),
+        *("guard", "opened_by", "loop", "opener", "parent", "before", "trace", "event_log"),
         *("opened_at", "closed_at", "responded_at", "open_connections", "open_sessions"),
         *("notable", "take_out", "take_all_out", "note_exception", "handled_outside"),
         *("endpoint", "foreign_block", "sessions_collected", "sessions_unclosed", "serves"),

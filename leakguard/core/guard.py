@@ -180,7 +180,7 @@ class Guard:
         for hold in self._open.copy():
             if not hold.collected and not hold.open:
                 self.released(hold)
-            hold.find_owner()
+            hold.find_session()
         return OpenHolds(hold for hold in self._open.copy() if not hold.collected)
 
     def log_on_signal(self, signalnum: int) -> None:

@@ -116,7 +116,7 @@ class Hold:
         """Whether it was closed or given back, and not collected."""
         return self.released_monotonic is not None and not self.collected
 
-    def find_owner(self) -> None:
+    def find_session(self) -> None:
         """Find out whose it is by now: called before anything is said about it."""
 
     @property

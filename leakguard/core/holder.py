@@ -36,7 +36,7 @@ class Holder(Protocol):
 
     @property
     def number(self) -> int:
-        """What `current_owner` calls it; it means something while the work runs."""
+        """What `current_work` calls it; it means something while the work runs."""
         ...
 
     def running(self) -> bool:
@@ -197,21 +197,21 @@ def current_holder(scope: Scope | None, frame: FrameType | None = None) -> Holde
 
     `frame` is one of its frames, the one to begin at where the outermost is looked for.
     """
-    # The owner is known by its `id()`, which means nothing once the scope has ended.
-    owner = scope.owner if scope is not None and scope.closed_at is None else None
+    # Who opened it is known by an `id()`, which means nothing once the scope has ended.
+    opened_by = scope.opened_by if scope is not None and scope.closed_at is None else None
     loop = running_loop()
     task = None if loop is None else asyncio.current_task(loop)
     if task is not None:
-        return None if id(task) == owner else TaskHolder(task)
+        return None if id(task) == opened_by else TaskHolder(task)
     if TRIO in modules or GEVENT in modules:
         strand = current_strand()
         if strand is not None:
-            return None if id(strand.work) == owner else StrandHolder(strand)
+            return None if id(strand.work) == opened_by else StrandHolder(strand)
     thread = get_ident()
-    return None if thread == owner else _current_thread_holder(thread, frame)
+    return None if thread == opened_by else _current_thread_holder(thread, frame)
 
 
-def current_owner() -> int:
+def current_work() -> int:
     """Identify the task, strand or else thread that runs now; valid while it runs."""
     loop = running_loop()
     task = None if loop is None else asyncio.current_task(loop)

@@ -149,7 +149,7 @@ class Judge:
         self._sessions.forget()
 
     def _close_connection(self, scope: Scope, hold: ConnectionHold) -> None:
-        hold.find_owner()
+        hold.find_session()
         session = hold.session
         if hold.collected:
             self._judge_gone(hold)

@@ -93,7 +93,7 @@ class Register:
 
 def make_finding(hold: Hold, kind: FindingKind, also: tuple[FindingKind, ...]) -> Finding:
     """Write down what is known of a hold now, before it changes."""
-    hold.find_owner()
+    hold.find_session()
     connection = hold if isinstance(hold, ConnectionHold) else None
     # What is slow is the mistake, and not who took the connection.
     now_at = None if connection is None or kind is not FindingKind.HELD else connection.now_at

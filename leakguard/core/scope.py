@@ -10,7 +10,7 @@ from weakref import ref
 
 from leakguard.core.clock import monotonic
 from leakguard.core.hold import ConnectionHold, take_out
-from leakguard.core.holder import current_owner
+from leakguard.core.holder import current_work
 from leakguard.core.strand import GEVENT, TRIO, current_strand
 from leakguard.core.tasks import context_of, loop_ref
 
@@ -136,7 +136,7 @@ class Scope:
             self._begin_in(around)
         elif AMBIENT.scope is not None:
             self.parent = AMBIENT.scope
-        self.owner = current_owner()
+        self.opened_by = current_work()
         """The `id()` of the task or strand that opened it, else the number of the thread; they mean
         something while it is open."""
         self.loop = loop_ref()

@@ -29,7 +29,7 @@ class Waiter(NamedTuple):
     site: CallSite | None
     """Where; `None` where that is not known."""
     work: int | None = None
-    """Who waits, as `current_owner` says; `None` where that is not known."""
+    """Who waits, as `current_work` says; `None` where that is not known."""
     has_one: bool = False
     """Whether the pool has a connection for it, which is being opened or looked at."""
 

@@ -52,9 +52,9 @@ class Workers:
         loop = None if scope.loop is None else scope.loop()
         if loop is None:
             work = None if scope.strand is None else scope.strand()
-            yield from _known(thread_stack(scope.owner) if work is None else strand_stack(work))
+            yield from _known(thread_stack(scope.opened_by) if work is None else strand_stack(work))
             return
-        tasks = sorted(self._of_scope(scope, loop), key=lambda task: id(task) != scope.owner)
+        tasks = sorted(self._of_scope(scope, loop), key=lambda task: id(task) != scope.opened_by)
         stacks = [task_stack(task) for task in tasks]
         # Starlette runs an application behind a middleware of functions in a task of its own.
         for stack in sorted(stacks, key=lambda stack: not scope.serves(stack)):

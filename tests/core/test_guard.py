@@ -860,3 +860,23 @@ def test_what_came_back_is_resolved_although_nobody_is_told() -> None:
     drain_watch()
     assert [finding.resolution is not None for finding in told.findings] == [True]
     guard.uninstall()
+
+
+@pytest.mark.parametrize("stop", [Guard.uninstall, Guard.abandon, Guard.__exit__])
+def test_observers_are_told_without_the_lock(stop: Callable[[Guard], None]) -> None:
+    """Who logs may wait for a lock of somebody who waits for this one."""
+    free: list[bool] = []
+
+    def take_lock() -> None:
+        free.append(LOCK.acquire(blocking=False))
+        if free[-1]:
+            LOCK.release()
+
+    class Asks(Observer):
+        def uninstalled(self, guard: Guard) -> None:
+            thread = threading.Thread(target=take_lock)
+            thread.start()
+            thread.join()
+
+    stop(make_guard(Asks()).__enter__())
+    assert free == [True]

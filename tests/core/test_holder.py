@@ -17,7 +17,7 @@ import uvloop
 
 from leakguard import Hold, Scope
 from leakguard.core.endings import on_done
-from leakguard.core.holder import Holder, TaskHolder, current_holder, current_owner
+from leakguard.core.holder import Holder, TaskHolder, current_holder, current_work
 from leakguard.core.scope import scopes_around
 from leakguard.core.tasks import context_among_referents, context_of, loop_ref, other_tasks
 from leakguard.core.watch import WATCH
@@ -94,7 +94,7 @@ def test_a_scope_s_own_task_is_nobody_else() -> None:
         guard = installed()
         async with guard.scope("job") as scope:
             assert current_holder(scope) is None
-            assert scope.owner == current_owner()
+            assert scope.opened_by == current_work()
         assert current_holder(scope) is not None
         guard.uninstall()
 

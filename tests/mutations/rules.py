@@ -244,8 +244,8 @@ MUTATIONS: Final = (
     Mutation(
         "reports that a closed session is used again",
         _SESSIONS,
-        "if owner.times_closed:\n            hold.taken_after_close = True",
-        "if owner.times_closed:\n            hold.taken_after_close = hold.sync_in_async = True",
+        "hold.taken_after_close = True",
+        "hold.taken_after_close = hold.sync_in_async = True",
     ),
     Mutation(
         "tells every guard of a leak",
@@ -279,7 +279,7 @@ MUTATIONS: Final = (
     Mutation(
         "loses which session took a connection",
         _SESSIONS,
-        "        hold.session = owner\n",
+        "        hold.session = session_hold\n",
         "",
     ),
     Mutation(
@@ -371,7 +371,7 @@ MUTATIONS: Final = (
     Mutation(
         "does not heed an allow() around the session",
         _SESSIONS,
-        "if owner.allowed is not None:",
+        "if session_hold.allowed is not None:",
         "if False:",
     ),
     Mutation(

@@ -75,6 +75,14 @@ def test_a_bad_marker(write: Write, run: Run, marker: str, said: str, option: st
         (["--leakguard=error", "--leakguard-report=."], "is a folder"),
         (["--leakguard=error", "--leakguard-report=no/r.json"], "which is no folder"),
         (
+            [
+                "--leakguard=error",
+                "--leakguard-baseline=empty.json",
+                "--leakguard-report=./empty.json",
+            ],
+            "empty.json would overwrite the baseline: name another file",
+        ),
+        (
             ["--leakguard=error", "--leakguard-baseline=empty.json"],
             "empty.json is no baseline of leakguard's",
         ),

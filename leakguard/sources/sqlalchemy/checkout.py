@@ -175,7 +175,7 @@ class Checkout(ConnectionHold):
         mine = SessionUse(session, site, session.times_closed > 0, session.returns > 0)
         self.uses = (first, *others, mine)
 
-    def find_owner(self) -> None:
+    def find_session(self) -> None:
         """Of several sessions, link the one that still uses it.
 
         Of somebody without a session no event tells: that is who has it where no session does.

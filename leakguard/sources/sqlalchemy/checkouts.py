@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from leakguard.core.scope import Scope
 
 
-class Owner(NamedTuple):
-    """Whose a checkout is."""
+class Attribution(NamedTuple):
+    """Whose a checkout is, or would be."""
 
     guard: Guard
     scope: Scope | None
@@ -87,12 +87,12 @@ class Checkouts:
             (Engine, "do_execute_no_params", self._on_statement),
         )
 
-    def owner_of(self, pool: Pool) -> Owner | None:
+    def attribution_of(self, pool: Pool) -> Attribution | None:
         """Return whose a checkout is that the pool has yet to give."""
         guard, scope = self._guards.guard_for(current_scope.get(), pool)
         if guard is None:
             return None
-        return Owner(guard, scope, self._facts_of(pool, guard).name)
+        return Attribution(guard, scope, self._facts_of(pool, guard).name)
 
     def of_pool(self, pool: Pool) -> list[Checkout]:
         """List the connections of a pool that are out of it, whatever guard watches them."""

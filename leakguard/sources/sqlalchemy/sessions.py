@@ -168,41 +168,48 @@ class Sessions:
             hold = self._checkouts.out.get(id(connection._dbapi_connection))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
             if hold is None or _was_handed(connection, transaction):
                 return
-            owner = _hold_of(session)
-            if owner is not None and owner.acquired_monotonic < owner.guard.installed_at:
-                owner = None  # of an earlier installation
+            session_hold = _hold_of(session)
+            if (
+                session_hold is not None
+                and session_hold.acquired_monotonic < session_hold.guard.installed_at
+            ):
+                session_hold = None  # of an earlier installation
             if hold.session is not None or (hold.facts.nests and hold.used_before):
-                if owner is not None and owner is not hold.session and not transaction.nested:
-                    self._link_also(owner, hold)
-            elif owner is None:
+                if (
+                    session_hold is not None
+                    and session_hold is not hold.session
+                    and not transaction.nested
+                ):
+                    self._link_also(session_hold, hold)
+            elif session_hold is None:
                 hold.by_older_session = True
             else:
-                self._link(owner, hold)
+                self._link(session_hold, hold)
         except Exception as error:  # noqa: BLE001  (the application must not notice)
             report_fault(error)
 
-    def _link(self, owner: TrackedSession, hold: Checkout) -> None:
-        hold.session = owner
-        owner.asynchronous = hold.asynchronous
-        owner.checkouts_ever += 1
-        if owner.times_closed:
+    def _link(self, session_hold: TrackedSession, hold: Checkout) -> None:
+        hold.session = session_hold
+        session_hold.asynchronous = hold.asynchronous
+        session_hold.checkouts_ever += 1
+        if session_hold.times_closed:
             hold.taken_after_close = True
-        if owner.returns:
+        if session_hold.returns:
             hold.taken_again = True
-        if owner.allowed is not None:
-            hold.allowed = owner.allowed
-        scope = owner.scope
+        if session_hold.allowed is not None:
+            hold.allowed = session_hold.allowed
+        scope = session_hold.scope
         if scope is not None and scope is not hold.scope and scope.closed_at is None:
             pool = hold.facts.ref()
-            if owner.guard is hold.guard or self._guards.watches(owner.guard, pool):
+            if session_hold.guard is hold.guard or self._guards.watches(session_hold.guard, pool):
                 self._checkouts.place(hold, scope)
-                hold.guard.hand_over(hold, owner.guard, scope)
+                hold.guard.hand_over(hold, session_hold.guard, scope)
 
-    def _link_also(self, owner: TrackedSession, hold: Checkout) -> None:
+    def _link_also(self, session_hold: TrackedSession, hold: Checkout) -> None:
         """Of a pool whose checkouts nest: the session gets what its thread has already."""
         frames = hold.guard.settings.frames
-        hold.use_also(owner, capture(sys._getframe(2), frames, parent_stacks))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        owner.checkouts_ever += 1
+        hold.use_also(session_hold, capture(sys._getframe(2), frames, parent_stacks))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        session_hold.checkouts_ever += 1
 
 
 def _hold_of(session: Session) -> TrackedSession | None:

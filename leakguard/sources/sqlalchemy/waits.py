@@ -19,7 +19,7 @@ from sqlalchemy.pool import Pool
 
 from leakguard.core.callsite import capture
 from leakguard.core.clock import monotonic
-from leakguard.core.holder import current_owner
+from leakguard.core.holder import current_work
 from leakguard.core.lock import LOCK
 from leakguard.core.pool import Wait
 from leakguard.core.scope import current_scope
@@ -30,7 +30,7 @@ from leakguard.core.workers import Workers
 from leakguard.sources.anyio import thread_limit
 from leakguard.sources.patch import Patch, Placement
 from leakguard.sources.sqlalchemy.activity import waits_for_pool
-from leakguard.sources.sqlalchemy.checkouts import Checkouts, Owner
+from leakguard.sources.sqlalchemy.checkouts import Attribution, Checkouts
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet, parent_stacks
 from leakguard.sources.sqlalchemy.listeners import report_fault
 from leakguard.sources.sqlalchemy.pools import is_async, pool_fill, pool_limits
@@ -112,26 +112,28 @@ class Waits:
             return
         self._explained.add(error)
         try:
-            owner = self._checkouts.owner_of(pool)
-            if owner is not None:
-                owner.guard.waited(Wait(owner.pool, monotonic() - began, timed_out=True))
-                self._explain(pool, owner, error, began)
+            whose = self._checkouts.attribution_of(pool)
+            if whose is not None:
+                whose.guard.waited(Wait(whose.pool, monotonic() - began, timed_out=True))
+                self._explain(pool, whose, error, began)
         except Exception as fault:  # noqa: BLE001  (the caller must get its own error)
             report_fault(fault)
 
-    def _explain(self, pool: Pool, owner: Owner, error: PoolTimeoutError, began: float) -> None:
+    def _explain(
+        self, pool: Pool, whose: Attribution, error: PoolTimeoutError, began: float
+    ) -> None:
         """Add to the error who has the connections, and tell the guard."""
         frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         waited = monotonic() - began
-        if owner.scope is not None:
-            note_span(owner.scope)
+        if whose.scope is not None:
+            note_span(whose.scope)
         loop = None if is_async(pool) else running_loop()
         exhaustion = replace(
-            self._survey(pool, owner.guard, frame),
+            self._survey(pool, whose.guard, frame),
             blocks_loop=loop is not None and self._needs(pool, loop),
             threads=thread_limit(),
         )
-        finding = owner.guard.exhausted(exhaustion, owner.scope, owner.pool, waited)
+        finding = whose.guard.exhausted(exhaustion, whose.scope, whose.pool, waited)
         error.add_note(str(finding))
 
     def _needs(self, pool: Pool, loop: AbstractEventLoop) -> bool:
@@ -173,7 +175,7 @@ class Waits:
             if (one.thread, one.greenlet) == own:
                 opener = None if one.scope is None else one.scope.opener
                 site = capture(frame, frames, parent_stacks, opener)
-                yield Waiter(one.scope, now - one.began, site, current_owner())
+                yield Waiter(one.scope, now - one.began, site, current_work())
             elif number >= _LOOKED_AT:
                 yield Waiter(one.scope, now - one.began, None)
             else:
@@ -184,7 +186,7 @@ class Waits:
 
 
 def _work_of(waiting: _UnderWay, workers: Workers) -> tuple[int | None, Stack]:
-    """Find who waits, as `current_owner` would call it, and where it is."""
+    """Find who waits, as `current_work` would call it, and where it is."""
     greenlet = waiting.greenlet()
     if greenlet is None:  # it has ended by now
         return None, []
