@@ -25,6 +25,7 @@ from leakguard import (
 from leakguard.core.faults import Faults
 from leakguard.core.guard import Guard
 from leakguard.core.lock import LOCK
+from leakguard.core.pool import PoolChange, Wait
 from leakguard.core.process import forget_parent
 from leakguard.core.register import Register
 from leakguard.core.settings import build_settings
@@ -245,6 +246,25 @@ def test_an_observer_is_told_what_it_overrides() -> None:
     with guard.scope("job") as scope:
         take(guard, scope)
     assert told.kinds == [FindingKind.LEAKED]
+    guard.uninstall()
+
+
+def test_observers_are_told_what_becomes_of_pools() -> None:
+    """That their connections come and go, and how long a checkout took."""
+    told: list[object] = []
+
+    class Pools(Observer):
+        def pool_changed(self, change: PoolChange) -> None:
+            told.append(change)
+
+        def waited(self, wait: Wait) -> None:
+            told.append(wait)
+
+    guard = installed(Pools())
+    change, wait = PoolChange("main", 1, 0, 15), Wait("main", 0.2, timed_out=False)
+    guard.pool_changed(change)
+    guard.waited(wait)
+    assert told == [change, wait]
     guard.uninstall()
 
 
@@ -880,3 +900,30 @@ def test_observers_are_told_without_the_lock(stop: Callable[[Guard], None]) -> N
 
     stop(make_guard(Asks()).__enter__())
     assert free == [True]
+
+
+def test_a_scope_that_has_ended_has_nothing_any_more() -> None:
+    """What its work takes afterwards is followed elsewhere: the scope would keep it."""
+    guard = installed()
+    with guard.scope("job") as scope:
+        pass
+    take(guard, scope)
+    construct(guard, scope)
+    assert not scope.open_connections
+    assert not scope.open_sessions
+    guard.uninstall()
+
+
+@pytest.mark.parametrize("stop", [Guard.uninstall, Guard.abandon, Guard.__exit__])
+def test_observers_are_told_which_guard_watches_no_more(stop: Callable[[Guard], None]) -> None:
+    """One may hear of several."""
+    told: list[Guard] = []
+
+    class Hears(Observer):
+        def uninstalled(self, guard: Guard) -> None:
+            told.append(guard)
+
+    guards = [make_guard(Hears()).__enter__() for _ in range(2)]
+    for guard in guards:
+        stop(guard)
+    assert told == guards

@@ -14,6 +14,7 @@ from leakguard.core.held_judge import HeldJudge
 from leakguard.core.scope import Scope
 from leakguard.core.stacks import Stack
 from leakguard.core.verdict import Verdict
+from leakguard.core.workers import Workers
 from tests.core.fakes import (
     FakeConnection,
     FakeSession,
@@ -28,7 +29,8 @@ from tests.support import PATIENCE, Recorder, line_marked
 class Watched(FakeConnection):
     """A connection that is used as the test says."""
 
-    __slots__ = ("is_executing", "is_known", "is_occupied")
+    __slots__ = ("is_elsewhere", "is_executing", "is_known", "is_occupied")
+    is_elsewhere: bool
     is_executing: bool
     is_known: bool
     is_occupied: bool
@@ -40,6 +42,9 @@ class Watched(FakeConnection):
     @property
     def tells_idleness(self) -> bool:
         return self.is_known
+
+    def used_elsewhere(self, workers: Workers) -> bool:
+        return workers.once(self, lambda: self.is_elsewhere)
 
     def occupied_by(self, stack: Stack) -> bool:
         assert stack
@@ -72,6 +77,7 @@ class HeldBench:
         """Take a connection."""
         hold = Watched(self.guard, self.scope)
         hold.is_executing, hold.is_known, hold.is_occupied = False, True, False
+        hold.is_elsewhere = False
         hold.acquired_monotonic = self.now
         self.holds.append(hold)
         if not self.judge.planned:
@@ -167,6 +173,20 @@ def test_nothing_is_said_where_its_use_cannot_be_noticed() -> None:
     assert len(bench.found) == 1
 
 
+def test_who_uses_it_elsewhere_keeps_it_busy() -> None:
+    """As a thread that took it from whoever acquired it."""
+    bench = HeldBench()
+    hold = bench.take()
+    hold.is_elsewhere = True
+    bench.run(60)
+    assert bench.found == []
+    hold.is_elsewhere = False
+    bench.run(7)  # the time counts from the last look that found it there
+    assert bench.found == []
+    bench.run(8)
+    assert len(bench.found) == 1
+
+
 def test_it_says_where_whoever_has_it_is() -> None:
     """As many of the user's lines as the settings keep."""
     bench = HeldBench()
@@ -181,7 +201,10 @@ def test_it_says_where_whoever_has_it_is() -> None:
     def job() -> None:
         work()
 
-    thread = threading.Thread(target=contextvars.Context().run, args=(job,))
+    def night() -> None:
+        job()
+
+    thread = threading.Thread(target=contextvars.Context().run, args=(night,))
     thread.start()
     assert opened.wait(PATIENCE)
     hold = bench.take()
@@ -238,6 +261,18 @@ def test_while_nothing_is_out_nobody_looks() -> None:
     assert bench.planned == []
     bench.take()
     assert [when for when, _ in bench.planned] == [111.5]
+
+
+def test_while_a_look_is_planned_nobody_plans_another_one() -> None:
+    """A busy pool would put it off with every checkout."""
+    bench = HeldBench()
+    bench.take()
+    bench.run(0.5)
+    bench.take()
+    assert [when for when, _ in bench.planned] == [101.0]
+    bench.run(1)
+    bench.take()
+    assert [when for when, _ in bench.planned] == [102.0]
 
 
 def test_of_two_plans_one_is_carried_out() -> None:

@@ -462,6 +462,30 @@ def test_all_that_is_waited_for_is_judged_when_nobody_is_left(recorder: Recorder
     guard.uninstall()
 
 
+def test_while_work_of_another_thread_may_give_it_back_nothing_is_decided(guard: Guard) -> None:
+    """Until it has come back; whoever wants the verdict waits for that, too."""
+    taken: list[FakeConnection] = []
+    ended, go_on = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with guard.scope("job") as scope:
+            taken.append(take(guard, scope))
+            other = asyncio.create_task(asyncio.Event().wait())
+        assert not guard.undecided  # for who is on that loop, and keeps its tasks from going on
+        ended.set()
+        await asyncio.to_thread(go_on.wait, PATIENCE)
+        other.cancel()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    assert ended.wait(PATIENCE)
+    assert guard.undecided
+    taken[0].give_back()
+    assert not guard.undecided
+    go_on.set()
+    thread.join(PATIENCE)
+
+
 def test_the_last_of_the_other_tasks_decides(guard: Guard, recorder: Recorder) -> None:
     """While one of them runs, it may give the connection back, and the verdict waits."""
 

@@ -349,6 +349,36 @@ def test_who_constructed_the_session_outside_has_time_to_close_it() -> None:
     assert bench.hold.waited_for_return == 5.0
 
 
+@pytest.mark.usefixtures("many_tasks")
+def test_what_one_look_has_excused_the_next_one_leaves_alone() -> None:
+    """It has its time, however many others are looked at meanwhile."""
+    bench = JudgeBench()
+    bench.end_with_connection()
+    assert bench.kinds == [LEAKED]
+    bench.hold.holder = None
+    bench.scope.open_connections = {bench.hold: None}
+
+    async def main() -> None:
+        other = contextvars.copy_context().run(start_within, bench.scope)
+        await bench.close()
+        bench.do_next()
+        assert bench.kinds == [LEAKED, None]
+        other.cancel()
+        await let_tasks_run()
+        next_scope = ended_scope(bench.hold.guard)
+        next_scope.open_connections = {FakeConnection(bench.hold.guard): None}
+        bench.judge.close(next_scope)
+        bench.do_next()
+        assert bench.kinds == [LEAKED, None, LEAKED]
+        assert bench.now < 101
+        bench.do_next()
+        assert bench.now == 105.0
+        bench.do_next()
+        assert bench.kinds == [LEAKED, None, LEAKED, LEAKED]
+
+    asyncio.run(main())
+
+
 def test_what_is_dismissed_is_waited_for_no_more() -> None:
     """Nor does it matter to anything else that is dismissed whether it was waited for."""
     bench = JudgeBench()

@@ -95,6 +95,7 @@ def test_the_evidence_is_gathered() -> None:
     hold.outlived_by = "task 'worker'"
     hold.taken_again = hold.taken_after_close = hold.asynchronous = True
     session.closed_by = site_at("app/db.py", 12, "get_db").code
+    hold.now_at = site_at("app/pay.py", 41, "charge")
     case = case_of(hold, FindingKind.LEAKED)
     assert case.constructor is case.acquirer is case.endpoint is here().code
     assert (case.exception, case.status, case.cancelled) == ("ValueError", 500, True)
@@ -106,6 +107,22 @@ def test_the_evidence_is_gathered() -> None:
     assert case.outlived_by == "task 'worker'"
     assert case.asynchronous
     assert case.closed_by is session.closed_by
+    assert case.now is hold.now_at.code
+    assert case.scope_type == "http"
+
+
+@pytest.mark.parametrize(
+    "status, responded_at, responding",
+    [(None, None, False), (200, None, True), (200, 1.0, False)],
+)
+def test_a_response_is_sent_from_its_status_to_its_last_byte(
+    status: int | None, responded_at: float | None, responding: bool
+) -> None:
+    """What is idle meanwhile waits for the client."""
+    guard = make_guard()
+    scope = ended_scope(guard)
+    scope.status, scope.responded_at = status, responded_at
+    assert case_of(take(guard, scope), FindingKind.HELD).responding is responding
 
 
 @pytest.mark.parametrize(
