@@ -238,6 +238,9 @@ def test_a_conclusion_can_do_without_facts() -> None:
     assert diagnose_pool(leaks).cause == (
         "leaks: 1 of 1 connection was never given back, from an unknown line"
     )
+    idle = PoolUsers("GET /", None, Use.IDLE, 1, 1.0)
+    waste = Exhaustion(limits, 1, (idle,), (), blocks_loop=False, threads=None)
+    assert diagnose_pool(waste).cause == "no leak: 1 of 1 connection is out and idle"
     used = PoolUsers("GET /", None, Use.IN_USE, 1, 1.0)
     busy = Exhaustion(limits, 1, (used,), (), blocks_loop=False, threads=None)
     assert (diagnose_pool(busy).cause or "").endswith("and the pool has no more")

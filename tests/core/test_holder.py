@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
@@ -14,12 +15,19 @@ from typing import Any
 import anyio.to_thread
 import pytest
 import uvloop
+from greenlet import getcurrent, greenlet
 
 from leakguard import Hold, Scope
 from leakguard.core.endings import on_done
 from leakguard.core.holder import Holder, TaskHolder, current_holder, current_work
 from leakguard.core.scope import scopes_around
-from leakguard.core.tasks import context_among_referents, context_of, loop_ref, other_tasks
+from leakguard.core.tasks import (
+    context_among_referents,
+    context_of,
+    loop_ref,
+    other_tasks,
+    runs_elsewhere,
+)
 from leakguard.core.watch import WATCH
 from tests.core.fakes import installed, make_guard, take
 from tests.support import PATIENCE, drain_watch
@@ -156,6 +164,33 @@ def test_a_thread_is_a_holder_while_its_work_runs(scope: Scope, runner: str) -> 
     assert not worker.holder.running()
     worker.holder.on_end(hold, lambda _: ended.clear())
     assert ended == ["leakguard"]
+
+
+def test_a_thread_that_has_ended_is_named_by_its_number(scope: Scope) -> None:
+    """Its name went with it."""
+    holders: list[Holder | None] = []
+    thread = in_thread(lambda: holders.append(current_holder(scope)))
+    thread.join(PATIENCE)
+    assert str(holders[0]) == f"thread {thread.ident}"
+
+
+def test_a_holder_and_its_work_have_one_number(scope: Scope) -> None:
+    """So that who waits for a connection is found among those who have one."""
+
+    def numbers() -> tuple[int, int]:
+        holder = current_holder(scope)
+        assert holder is not None
+        return holder.number, current_work()
+
+    async def work() -> tuple[int, int]:
+        return numbers()
+
+    async def main() -> None:
+        found = await asyncio.gather(work(), work(), asyncio.to_thread(numbers))
+        assert all(number == same for number, same in found)
+        assert len(set(found)) == 3
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("how", ["anyio", "asyncio"])
@@ -410,6 +445,46 @@ def test_the_end_of_a_task_is_told_outside_of_any_request() -> None:
 
     asyncio.run(main())
     assert seen == [None]
+
+
+def test_what_a_thread_s_work_takes_in_a_greenlet_is_that_work_s(scope: Scope) -> None:
+    """A greenlet's stack ends where it starts; a frame outside of it tells where the work does."""
+    found: list[tuple[Holder, bool]] = []
+
+    def work() -> None:
+        inner = greenlet(current_holder)
+        inner.gr_context = getcurrent().gr_context  # as SQLAlchemy's have it
+        holder = inner.switch(scope, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+        found.append((holder, holder.running()))
+
+    in_thread(work).join(PATIENCE)
+    [(holder, running)] = found
+    assert running
+    assert not holder.running()
+
+
+def test_a_loop_that_runs_in_another_thread_runs_elsewhere() -> None:
+    """Its work may go on while this thread waits; that of its own loop, or of none, does not."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    runs, end = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        loops.append(asyncio.get_running_loop())
+        assert not runs_elsewhere(loops)
+        runs.set()
+        await asyncio.to_thread(end.wait, PATIENCE)
+
+    async def beside() -> bool:
+        return runs_elsewhere(loops)
+
+    thread = in_thread(lambda: asyncio.run(work()))
+    assert runs.wait(PATIENCE)
+    assert runs_elsewhere(loops)
+    assert asyncio.run(beside())
+    end.set()
+    thread.join(PATIENCE)
+    assert not runs_elsewhere(loops)
+    assert not runs_elsewhere([])
 
 
 class Nameless(Coroutine[Any, Any, None]):

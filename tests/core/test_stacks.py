@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from types import FrameType
+from types import FrameType, coroutine
 from typing import Any
 
 import anyio
@@ -90,10 +98,35 @@ async def old_style(end: asyncio.Event) -> None:
     await Waiting()
 
 
+@coroutine
+def by_generator(end: asyncio.Event) -> Generator[Any, None, None]:
+    other = waiting(end)  # it is among the variables, and nobody awaits it
+    yield from end.wait().__await__()  # in the old way
+    other.close()
+
+
+async def by_generators(end: asyncio.Event) -> None:
+    await by_generator(end)
+
+
+async def with_another_one(end: asyncio.Event) -> AsyncIterator[int]:
+    other = waiting(end)  # so it is here
+    await end.wait()  # in this generator
+    other.close()
+    yield 1
+
+
+async def reading_with_another_one(end: asyncio.Event) -> None:
+    async for _ in with_another_one(end):
+        pass
+
+
 @pytest.mark.parametrize(
     "work, marker",
     [
         (waiting, "waits"),
+        (by_generators, "in the old way"),
+        (reading_with_another_one, "in this generator"),
         (reading, "in the generator"),
         (in_a_task, "waits"),
         (in_a_group, "the group"),
@@ -172,6 +205,30 @@ def test_a_task_that_runs_is_where_its_thread_is() -> None:
     thread.join(PATIENCE)
     assert site is not None
     assert site.line == line_marked(HERE, "blocks")
+
+
+def test_a_coroutine_of_a_generator_s_that_runs_is_where_its_thread_is() -> None:
+    """As those from before `async def`."""
+    begun, end = threading.Event(), threading.Event()
+
+    def block() -> None:
+        begun.set()
+        end.wait(PATIENCE)  # blocks, too
+
+    @coroutine
+    def work() -> Generator[None, None, None]:
+        block()
+        yield
+
+    running: Any = work()
+    thread = threading.Thread(target=running.send, args=(None,))
+    thread.start()
+    assert begun.wait(PATIENCE)
+    site = call_site(chain_stack(running), 12)
+    end.set()
+    thread.join(PATIENCE)
+    assert site is not None
+    assert site.line == line_marked(HERE, "blocks, too")
 
 
 def test_a_coroutine_that_runs_in_no_thread_is_nowhere() -> None:
@@ -263,6 +320,8 @@ def test_holders_tell_where_they_are() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         del task
+        await let_tasks_run()
+        gc.collect()
         assert holder.stack() == []
         assert site is not None
         return site.line

@@ -18,7 +18,7 @@ import pytest
 from greenlet import getcurrent, greenlet
 
 from leakguard import FindingKind, Hold
-from leakguard.core.holder import Holder, current_holder
+from leakguard.core.holder import Holder, current_holder, current_work
 from leakguard.core.scope import Scope, current_scope
 from leakguard.core.stacks import frames_of
 from leakguard.core.strand import current_strand
@@ -104,7 +104,9 @@ class Gevent:
 
 @pytest.fixture(params=["trio.lowlevel", "gevent"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Trio | Gevent:
-    """Return a library that somebody has imported."""
+    """Return a library that somebody has imported, who has not imported the other one."""
+    for name in ("trio.lowlevel", "gevent"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     library = Trio() if request.param == "trio.lowlevel" else Gevent()
     monkeypatch.setitem(sys.modules, request.param, library)
     return library
@@ -136,6 +138,20 @@ def test_a_strand_that_outlives_its_scope_is_waited_for(
     else:
         recorder.wait_for(lambda: recorder.kinds == [OUTLIVES, LEAKED])
     guard.uninstall()
+
+
+def test_a_strand_and_its_work_have_one_number(library: Trio | Gevent) -> None:
+    """So that who waits for a connection is found among those who have one."""
+    found: list[tuple[Holder | None, int]] = []
+
+    def look() -> None:
+        found.append((current_holder(None), current_work()))
+
+    end = library.start(look, look)
+    end()
+    [number] = {holder.number for holder, _ in found if holder is not None}
+    assert [work for _, work in found] == [number, number]
+    assert number != current_work()
 
 
 def test_a_strand_tells_where_it_waits(library: Trio | Gevent) -> None:

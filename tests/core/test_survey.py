@@ -161,8 +161,14 @@ def test_what_was_reported_as_held_has_not_leaked(recorder: Recorder) -> None:
 def test_the_shorter_the_time_out_the_sooner_a_connection_is_idle() -> None:
     """A quarter of the time-out, or a second where that is not known."""
     hold = FakeConnection(make_guard(), None)
-    hold.used_monotonic = hold.last_used - 0.5
-    for timeout, use in ((1.0, Use.IDLE), (30.0, Use.IN_USE), (None, Use.IN_USE)):
+    hold.used_monotonic, hold.released_monotonic = 10.0, 10.5
+    for timeout, use in (
+        (1.0, Use.IDLE),
+        (2.0, Use.IDLE),
+        (2.1, Use.IN_USE),
+        (30.0, Use.IN_USE),
+        (None, Use.IN_USE),
+    ):
         found = surveyed(hold, limits=Limits(5, 10, timeout), out=None)
         assert [one.use for one in found.holders] == [use]
 
@@ -221,6 +227,21 @@ def test_where_most_of_those_are_who_have_them() -> None:
     guard.uninstall()
 
 
+def test_of_where_somebody_is_no_more_is_kept_than_the_settings_say() -> None:
+    """As of every other place."""
+    here = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+
+    class There(Elsewhere):
+        def stack(self) -> Stack:
+            return [here, here]
+
+    hold = FakeConnection(make_guard(frames=1), None, GET_DB)
+    hold.holder = There(None)
+    [users] = surveyed(hold).holders
+    assert users.now_at is not None
+    assert len(users.now_at.frames) == 1
+
+
 def test_what_is_alike_is_told_once() -> None:
     """With the longest time, and the place where most of them are."""
     guard = make_guard()
@@ -245,6 +266,17 @@ def test_what_is_being_opened_is_out() -> None:
     assert (found.holders[0].who, found.holders[0].site) == ("no request context", PAY)
     assert (found.limits, found.waiting, found.blocks_loop) == (LIMITS, 0, False)
     assert surveyed(hold, waiters=(opening,), out=1).count(Use.OPENING) == 0
+    opening = Waiter(Scope(make_guard(), "GET /", "http"), 0.1, PAY, has_one=True)
+    assert [one.who for one in surveyed(waiters=(opening,), out=1).holders] == ["GET /"]
+
+
+def test_of_a_pool_that_does_not_count_what_is_out_nothing_is_guessed() -> None:
+    """Out is what was seen to be checked out."""
+    opening = Waiter(None, 0.1, PAY, has_one=True)
+    hold = FakeConnection(make_guard(), None, GET_DB)
+    for holds in ((), (hold,)):
+        found = surveyed(*holds, waiters=(opening,), out=None)
+        assert (found.out, found.count(Use.OPENING)) == (len(holds), 0)
 
 
 def test_of_very_many_connections_the_places_are_not_all_looked_for() -> None:
