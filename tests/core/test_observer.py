@@ -9,9 +9,11 @@ from asyncio import CancelledError
 import pytest
 
 from leakguard import Finding, Hold, Observer
+from leakguard.core.collector import COLLECTOR
 from leakguard.core.faults import Faults
 from leakguard.core.observer import METHODS, Observers
 from leakguard.core.process import observe_everywhere, observe_no_more
+from leakguard.core.watch import WATCH
 from tests.core.fakes import installed, make_finding, make_guard, take
 from tests.support import PATIENCE, Recorder, drain_watch
 
@@ -170,7 +172,7 @@ def test_who_hears_of_every_guard_hears_once() -> None:
             observe_no_more(recorder)
         with before.scope("job"):
             pass
-    assert len(recorder.scopes_closed) == 2
+    assert [scope.guard for scope in recorder.scopes_closed] == [before, after]
 
 
 def test_the_methods_are_listed() -> None:
@@ -178,13 +180,53 @@ def test_the_methods_are_listed() -> None:
     assert set(METHODS) == {name for name in vars(Observer) if not name.startswith("_")}
 
 
+class Where(Observer):
+    """An observer that keeps what it is told, and in which thread."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Finding, str]] = []
+
+    def found(self, finding: Finding) -> None:
+        self.told.append((finding, threading.current_thread().name))
+
+
+@pytest.mark.parametrize("where", ["a thread", "the watch"])
+def test_what_the_watch_is_given_to_tell_it_tells(where: str) -> None:
+    """Also where nobody heard of the collector's end in its own thread."""
+    recorder, finding = Recorder(), make_finding()
+    guard = installed(recorder)
+
+    def tell() -> None:
+        COLLECTOR.thread = threading.get_ident()
+        guard.observers.found(finding)
+
+    WATCH.start()
+    if where == "the watch":
+        WATCH.post(tell)
+    else:
+        tell()
+    for _ in range(2):  # what it gives itself to do it does after the rest
+        drain_watch()
+    told = recorder.findings.copy()
+    COLLECTOR.thread = 0
+    guard.uninstall()
+    assert told == [finding]
+
+
+def test_while_the_collector_is_at_work_in_another_thread_all_is_told_at_once() -> None:
+    """It has interrupted nobody here."""
+    where, finding = Where(), make_finding()
+    guard = installed(where)
+    COLLECTOR.thread = -1
+    guard.observers.found(finding)
+    drain_watch()
+    COLLECTOR.thread = 0
+    guard.uninstall()
+    assert where.told == [(finding, threading.current_thread().name)]
+
+
 def test_what_the_collector_sets_off_is_told_by_the_watch() -> None:
     """It may have interrupted somebody who has the lock that an observer needs."""
-    threads: list[str] = []
-
-    class Where(Observer):
-        def found(self, finding: Finding) -> None:
-            threads.append(threading.current_thread().name)
 
     class Cycle:
         def __init__(self) -> None:
@@ -193,10 +235,11 @@ def test_what_the_collector_sets_off_is_told_by_the_watch() -> None:
         def __del__(self) -> None:
             guard.observers.found(finding)
 
-    guard, finding = installed(Where()), make_finding()
+    where, finding = Where(), make_finding()
+    guard = installed(where)
     guard.observers.found(finding)
     Cycle()
     gc.collect()
     drain_watch()
     guard.uninstall()
-    assert threads == [threading.current_thread().name, "leakguard"]
+    assert where.told == [(finding, threading.current_thread().name), (finding, "leakguard")]

@@ -93,6 +93,16 @@ def test_it_sleeps_until_the_next_deadline(monkeypatch: pytest.MonkeyPatch) -> N
     watch.remove_user()
 
 
+def test_who_waits_for_it_waits_no_longer_than_asked(watch: Watch) -> None:
+    """A job may take long."""
+    end = threading.Event()
+    watch.post(lambda: wait(end))
+    assert not watch.drain(0.0)
+    end.set()
+    assert watch.drain(PATIENCE)
+    watch.remove_user()
+
+
 def test_the_thread_has_a_name_and_ends_with_the_program(watch: Watch) -> None:
     """So that a list of threads tells whose it is, and nobody has to stop it."""
     threads: list[threading.Thread] = []
