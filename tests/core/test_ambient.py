@@ -9,7 +9,7 @@ import pytest
 
 from leakguard.core.process import forget_parent
 from leakguard.core.scope import AMBIENT, Scope, scopes_around
-from tests.core.fakes import make_guard, take
+from tests.core.fakes import installed, make_guard, take
 
 
 @pytest.fixture
@@ -30,6 +30,15 @@ def test_a_task_of_another_context_belongs_to_it(ambient: Scope) -> None:
         return found
 
     assert asyncio.run(find()) == [ambient]
+
+
+def test_a_scope_that_begins_in_no_other_one_begins_in_it(ambient: Scope) -> None:
+    """As the request of a server that was there before the test."""
+    guard = installed()
+    with guard.scope("request") as scope, guard.scope("job") as inner:
+        assert inner.parent is scope
+    assert scope.parent is ambient
+    guard.uninstall()
 
 
 def test_the_child_of_a_fork_has_nothing_of_it(ambient: Scope) -> None:

@@ -21,6 +21,7 @@ from leakguard.core.callsite import (
     capture,
     classify,
     import_path,
+    locate,
     mark_boundary,
     no_segments,
     relative_path,
@@ -301,6 +302,24 @@ def test_a_walk_ends_at_a_boundary(tmp_path: Path) -> None:
     inner = str(tmp_path / "application.py")
     site = call_from(boundary, lambda: call_from(inner, lambda: captured(12)))
     assert [one.file for one in site.frames][-1] == __file__
+
+
+@pytest.mark.parametrize("limit", [1, 12])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_with_the_site_comes_the_frame_that_it_begins_in(limit: int, bounded: bool) -> None:
+    """Wherever the walk ends: whoever looks further outwards begins there."""
+
+    def inner() -> tuple[CallSite | None, FrameType | None]:
+        start = frame() if bounded else only(frame(), 2)
+        return locate(start, limit, no_segments)
+
+    def outer() -> tuple[CallSite | None, FrameType | None]:
+        return inner()
+
+    site, nearest = call_from(asyncio.events.__file__, outer)
+    assert len(site.frames) == min(limit, 2)
+    assert site.function == inner.__qualname__
+    assert nearest.f_code is inner.__code__
 
 
 def test_a_walk_goes_on_at_the_parent_stacks() -> None:

@@ -15,6 +15,7 @@ import pytest
 from leakguard import FindingKind
 from leakguard.core.bytecode import is_async, is_generator
 from leakguard.core.diagnosis import Case, diagnose
+from leakguard.core.finding import Hint
 
 Session: Any = None
 AsyncSession: Any = None
@@ -609,7 +610,13 @@ def test_what_keeps_a_held_connection_is_named() -> None:
     assert quiet.cause == "a WebSocket connection keeps it between its messages"
     assert quiet.fix.endswith("give it back before the next: with Session() as db:")
     stream = diagnose(dataclasses.replace(held, responding=True))
-    assert (stream.cause or "").startswith("the response is being sent while nothing is read")
+    assert stream == Hint(
+        "the response is being sent while nothing is read from the database: a stream, or a client "
+        "that reads slowly",
+        "read the data before the response begins, or take a connection inside of the stream and "
+        'give it back between its parts; in FastAPI, Depends(..., scope="function") ends before '
+        "the response is sent",
+    )
     asynchronous = diagnose(dataclasses.replace(held, asynchronous=True))
     assert asynchronous.fix.endswith("await db.commit() or close() gives it back")
     connection = diagnose(dataclasses.replace(held, by_session=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -310,6 +310,8 @@ def test_a_return_is_described(collected: bool, lost: bool, words: str) -> None:
         f"GET /items/{{item_id}} (500 in 12 ms): {words} 2.2 s later, after 3.2 s out [c0ffee]"
     )
     assert resolution(one, 3).endswith(" s out, and 3 more like it [c0ffee]")
+    one.pool = None
+    assert resolution(one).startswith("resolved: leaked connection from app/db.py:12 in get_db, ")
 
 
 def test_advice_is_short() -> None:
@@ -333,6 +335,13 @@ def test_a_moment_of_another_day_has_its_date() -> None:
     """A process may run for weeks."""
     assert moment(SEEN_AT) == "10:02:11"
     assert moment(datetime(2026, 1, 2, 10, 2, 11, tzinfo=UTC)) == "2026-01-02 10:02:11"
+
+
+@pytest.mark.parametrize("hours", [-12, 14])
+def test_a_moment_of_this_day_has_none_in_any_time_zone(hours: int) -> None:
+    """It is today there, where it may be another day here."""
+    now = datetime.now(timezone(timedelta(hours=hours)))
+    assert moment(now) == f"{now:%H:%M:%S}"
 
 
 @pytest.mark.parametrize(

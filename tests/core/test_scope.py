@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import ref
 
 import pytest
 
@@ -16,7 +17,8 @@ from leakguard.core.scope import (
     nearest_open,
     scopes_around,
 )
-from tests.core.fakes import construct, installed, take
+from leakguard.core.trace import Trace
+from tests.core.fakes import construct, installed, make_guard, take
 
 
 def test_scopes_nest() -> None:
@@ -32,6 +34,26 @@ def test_scopes_nest() -> None:
     assert repr(inner) == "<Scope test 'inner'>"
     assert (inner.route, inner.method, inner.trace_id, inner.endpoint) == (None,) * 4
     guard.uninstall()
+
+
+class Span(NamedTuple):
+    """What OpenTelemetry knows a span by."""
+
+    trace_id: int
+    span_id: int
+
+
+def test_a_scope_names_its_trace_as_it_is_written_everywhere() -> None:
+    """In hexadecimal digits, with the zeros before; the span is there while others need it."""
+
+    def span() -> None:
+        """Be something that can be referred to."""
+
+    scope = Scope(make_guard(), "GET /", "http")
+    scope.trace = Trace(Span(0x4BF92F, 0xF067AA), ref(span))
+    assert scope.trace_id == "0" * 26 + "4bf92f"
+    assert scope.span_id == "0" * 10 + "f067aa"
+    assert scope.trace.span() is span
 
 
 def test_a_scope_may_be_left_in_another_context() -> None:
@@ -105,9 +127,10 @@ def test_a_block_of_another_request_is_foreign_to_the_scopes_within_this_one_too
     with block, guard.scope("request") as request:
         request.foreign_block = block
         with guard.scope("job") as job:
-            assert take(guard, job).allowed is None
-            with allow("keeps a lock"):
-                assert take(guard, job).allowed == "keeps a lock"
+            for acquire in (take, construct):
+                assert acquire(guard, job).allowed is None
+                with allow("keeps a lock"):
+                    assert acquire(guard, job).allowed == "keeps a lock"
     guard.uninstall()
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_open_holds_are_a_tuple_and_a_table(guard: Guard) -> None:
         assert lines[1].startswith("connection  main  90.0 s  60.0 s  nightly import")
         assert lines[1].endswith("app/db.py:12 in get_db  app/items.py:41 in read_item")
         assert lines[2].startswith("session     ")
-        assert "no request context" in lines[2]
+        assert lines[2].endswith("no request context  app/db.py:12 in get_db")
         assert len({line.index("app/db.py") for line in lines[1:]}) == 1
         hold.give_back()
     assert str(OpenHolds()) == "no open holds"
@@ -58,14 +59,19 @@ def test_a_signal_writes_the_table_to_the_log(
     guard: Guard, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And then does what it did before."""
-    came: list[Any] = []
-    signal.signal(signal.SIGUSR2, lambda number, _: came.append(number))
+    came: list[tuple[int, str]] = []
+
+    def before(number: int, frame: FrameType | None) -> None:
+        assert frame is not None
+        came.append((number, frame.f_code.co_filename))
+
+    signal.signal(signal.SIGUSR2, before)
     for _ in range(2):  # asking again changes nothing
         guard.log_on_signal(signal.SIGUSR2)
     hold = take(guard)
     os.kill(os.getpid(), signal.SIGUSR2)
     drain_watch()
-    assert came == [signal.SIGUSR2]
+    assert came == [(signal.SIGUSR2, __file__)]
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(f"1 open hold in process {os.getpid()}\nwhat ")
@@ -86,8 +92,13 @@ def test_a_signal_writes_the_table_to_the_log(
 @pytest.mark.parametrize("number", [signal.SIGKILL, 0, 10_000, "USR2", None])
 def test_what_is_no_signal_is_refused(number: Any) -> None:
     """And named, with what is allowed."""
-    with pytest.raises(SettingsError, match=r"^signalnum=.* must be a signal that can be handled"):
+    with pytest.raises(SettingsError) as raised:
         make_guard().log_on_signal(number)
+    assert raised.value.value == number
+    assert str(raised.value).startswith(
+        f"signalnum={number!r} is not allowed: must be a signal that can be handled, such as "
+        "signal.SIGUSR2, and be set in the main thread: "
+    )
 
 
 def test_another_thread_may_not_ask_for_it() -> None:
