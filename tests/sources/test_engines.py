@@ -159,6 +159,21 @@ def test_outside_of_scopes_the_first_guard_is_told(engine: Engine, other: Engine
         assert [len(guard.open_holds()) for guard in (first, second, third)] == [1, 1, 0]
 
 
+@pytest.mark.parametrize("ever", [True, False])
+def test_the_scope_of_a_guard_that_is_not_installed_has_nothing(
+    recorder: Recorder, engine: Engine, ever: bool
+) -> None:
+    """The guard that is installed is told, as of what is done in no scope."""
+    idle = LeakGuard(mode="testing", observers=[])
+    if ever:
+        idle.install().uninstall()
+    with LeakGuard(mode="testing", observers=[recorder]) as guard, idle.scope("job"):
+        with engine.connect():
+            assert [hold.scope for hold in guard.open_holds()] == [None]
+        assert guard.open_holds() == ()
+    assert len(recorder.holds_released) == 1
+
+
 def test_an_engine_can_be_ignored(recorder: Recorder, engine: Engine, other: Engine) -> None:
     """`ignore_engine` drops what is found on an engine's connections, old pools included."""
     guard = LeakGuard(mode="testing", observers=[recorder], ignore=[ignore_engine(other)])
