@@ -233,8 +233,11 @@ class Guard:
             # It would keep all those before it. Whoever began with it will look at its parent.
             scope.before = None
         if current_scope.get() is scope:
-            if before is scope.parent:  # it was open then, and may have ended in the meantime
-                before = nearest_open(before)
+            # It was open then, and may have ended in the meantime. Where other work had opened it,
+            # this one was started in it, and belongs to it for good.
+            parent = scope.parent
+            if parent is not None and parent is before and parent.opened_by == scope.opened_by:
+                before = nearest_open(parent)
             current_scope.set(before)
         if scope.event_log is not None:
             scope.event_log.add("scope closed")

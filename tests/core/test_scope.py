@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import threading
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -19,6 +20,7 @@ from leakguard.core.scope import (
 )
 from leakguard.core.trace import Trace
 from tests.core.fakes import construct, installed, make_guard, take
+from tests.support import PATIENCE
 
 
 def test_scopes_nest() -> None:
@@ -131,6 +133,30 @@ def test_a_block_of_another_request_is_foreign_to_the_scopes_within_this_one_too
                 assert acquire(guard, job).allowed is None
                 with allow("keeps a lock"):
                     assert acquire(guard, job).allowed == "keeps a lock"
+    guard.uninstall()
+
+
+def test_work_stays_in_the_scope_that_it_outlives_with_one_of_its_own() -> None:
+    """Although that one began when the scope had not ended."""
+    guard = installed()
+    block = guard.scope("job")
+    job = block.__enter__()
+    opened, ended = threading.Event(), threading.Event()
+    innermost: list[Scope | None] = []
+
+    def work() -> None:
+        with guard.scope("inner"):
+            opened.set()
+            assert ended.wait(PATIENCE)
+        innermost.append(current_scope.get())
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+    thread.start()
+    assert opened.wait(PATIENCE)
+    block.__exit__(None, None, None)
+    ended.set()
+    thread.join(PATIENCE)
+    assert innermost == [job]
     guard.uninstall()
 
 
