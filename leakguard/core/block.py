@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from leakguard.core.callsite import Place, place_of
 from leakguard.core.scope import Scope
 from leakguard.exceptions import LeakGuardError
 
@@ -36,6 +38,8 @@ class ScopeBlock:
         guard = self._guard
         scope = self._scope = Scope(guard, self._name, self._type)
         scope.opener = id(frame), frame.f_code
+        if _is_iterated(frame):
+            scope.iterated = True
         guard.open_scope(scope)
         return scope
 
@@ -62,3 +66,17 @@ class ScopeBlock:
         traceback: TracebackType | None,
     ) -> None:
         self.__exit__(kind, error, traceback)
+
+
+def _is_iterated(frame: FrameType) -> bool:
+    """Return whether it is of a generator that the user's code iterates.
+
+    That of a context manager, a fixture or a dependency is resumed by a library, and what is done
+    between its two steps is done in its scope.
+    """
+    if not frame.f_code.co_flags & _GENERATES:
+        return False
+    return frame.f_back is not None and place_of(frame.f_back) is Place.USER
+
+
+_GENERATES: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR

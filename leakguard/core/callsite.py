@@ -153,7 +153,7 @@ def locate(  # noqa: C901, PLR0912  (one loop: it runs at every checkout, and a 
             try:
                 place = places[code.co_filename]
             except KeyError:
-                place = _place_of(frame)
+                place = place_of(frame)
             if place is not _LIBRARY:  # by far the most frequent
                 if place is _USER:
                     found.append((code, frame.f_lasti))
@@ -228,9 +228,12 @@ _places: Final[dict[str, Place]] = {}
 _PLACES_LIMIT: Final = 10_000
 
 
-def _place_of(frame: FrameType) -> Place:
+def place_of(frame: FrameType) -> Place:
     """Classify a frame by its file, and remember the answer."""
     file = frame.f_code.co_filename
+    known = _places.get(file)
+    if known is not None:
+        return known
     if file.startswith("<"):
         return Place.USER if _is_typed_in(frame) else Place.LIBRARY
     if len(_places) >= _PLACES_LIMIT:

@@ -106,6 +106,9 @@ class HeldJudge:
 def _may_be_judged(hold: ConnectionHold) -> bool:
     if hold.held_reported or hold.lifelong or hold.allowed is not None:
         return False
-    scope = hold.scope
-    # What is out after the end of its scope has a verdict of its own.
-    return hold.released_monotonic is None and (scope is None or scope.closed_at is None)
+    if hold.released_monotonic is not None:
+        return False
+    # What was out at the end of its scope has a verdict of its own; work that goes on may have
+    # taken it since.
+    ended = None if hold.scope is None else hold.scope.closed_at
+    return ended is None or hold.acquired_monotonic > ended

@@ -117,7 +117,7 @@ class Hold:
         return self.released_monotonic is not None and not self.collected
 
     def find_session(self) -> None:
-        """Find out whose it is by now: called before anything is said about it."""
+        """Find out which session has it by now: called before anything is said about it."""
 
     @property
     def lost_when_collected(self) -> bool:
@@ -177,6 +177,10 @@ class SessionHold(Hold):
         """How many of its connections came back since its construction or last close."""
         self.checkouts_ever = 0
         """How many connections it checked out in all."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> SessionHold:
+        """Return itself: a session may be copied, whatever the guard has to do with its own."""
+        return self
 
     @property
     def in_use(self) -> bool:
@@ -262,6 +266,16 @@ class ConnectionHold(Hold):
         # As of a dependency that a thread has run: its exit is up to the task of the request.
         loop_ref = None if self.scope is None else self.scope.loop
         return loop_ref is not None and loop_ref() is loop
+
+    @property
+    def shared(self) -> bool:
+        """Whether several sessions have used it at once, perhaps in several scopes."""
+        return False
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether several scopes have used it at once, and nobody knows which has it still."""
+        return False
 
     @property
     def session_from_outside(self) -> bool:

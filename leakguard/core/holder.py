@@ -12,15 +12,16 @@ from functools import lru_cache
 from sys import modules
 from threading import get_ident
 from types import FrameType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from leakguard.core.endings import Callback, on_done, on_gone
-from leakguard.core.stacks import Stack, is_on_stack, task_stack, thread_stack
+from leakguard.core.stacks import Stack, greenlet_stack, is_on_stack, task_stack, thread_stack
 from leakguard.core.strand import GEVENT, TRIO, Strand, current_strand, is_running, strand_stack
 from leakguard.core.tasks import AnyTask, running_loop
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from collections.abc import Callable
 
     from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
@@ -155,11 +156,12 @@ _THREAD_LOOPS: Final = (
 class ThreadHolder:
     """A function that a thread runs in a copy of the scope's context."""
 
-    __slots__ = ("_code", "_frame", "_run", "number")
+    __slots__ = ("_code", "_frame", "_greenlet", "_run", "number")
     loop = None
 
     def __init__(self, run: weakref.ref[_ThreadRun], thread: int, frame: FrameType) -> None:
         self._run = run
+        self._greenlet = current_greenlet()
         self.number = thread
         self._frame = id(frame)
         self._code = frame.f_code
@@ -181,7 +183,13 @@ class ThreadHolder:
         """
         if self._run() is None:
             return False
-        return is_on_stack(self._frame, self._code, thread_stack(self.number))
+        if is_on_stack(self._frame, self._code, thread_stack(self.number)):
+            return True
+        # Where the thread runs a greenlet, as an event loop of its own may, that one's stack is all
+        # there is to see of it.
+        greenlet = self._greenlet()
+        waits = [] if greenlet is None else greenlet_stack(greenlet)
+        return bool(waits) and is_on_stack(self._frame, self._code, waits)
 
     def stack(self) -> Stack:
         """Return where the thread is, while it runs that function."""
@@ -230,6 +238,17 @@ def _current_thread_holder(thread: int, frame: FrameType | None) -> ThreadHolder
         run = _ThreadRun(thread, outermost)
         _run.set(run)
     return run.holder
+
+
+def _nothing() -> None:
+    """Stand for a reference to a greenlet where there are none."""
+
+
+def current_greenlet() -> Callable[[], Any]:
+    """Return a weak reference to the greenlet that runs now, where anybody uses greenlets."""
+    greenlets = modules.get("greenlet")
+    get: Any = getattr(greenlets, "getcurrent", None)  # it may still be being imported
+    return _nothing if get is None else weakref.ref(get())
 
 
 def _outermost_frame(frame: FrameType) -> FrameType:

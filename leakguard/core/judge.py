@@ -156,10 +156,12 @@ class Judge:
         elif hold.came_back or not hold.open:
             self._gone(hold)
             self._judge_gone(hold)
-        else:
+        elif hold.shared and session is not None and _hand_on(hold, session, scope):
+            return
+        elif not hold.ambiguous:
             if session is not None:
                 session.connection_lost = True
-            self._decide(_Wait(hold, scope, loop_ref()))
+            self._decide(_Wait(hold, hold.scope or scope, loop_ref()))
 
     def _judge_gone(self, hold: ConnectionHold) -> None:
         if hold.collected and hold.session is not None:
@@ -295,6 +297,21 @@ class Judge:
             self._decide(wait, scopes)
         else:
             self._gone(hold)
+
+
+def _hand_on(hold: ConnectionHold, session: SessionHold, ended: Scope) -> bool:
+    """Leave a connection to the scope of the session that has it by now; `True` if that goes on.
+
+    Where several sessions share one, as in a `SingletonThreadPool`, that may be another request's.
+    """
+    scope = session.scope
+    if scope is None or scope is ended or session.guard is not hold.guard:
+        return False
+    if scope.closed_at is None:
+        hold.guard.hand_over(hold, hold.guard, scope)
+        return True
+    hold.scope = scope
+    return False
 
 
 def _loops(wait: _Wait) -> tuple[AbstractEventLoop, ...]:

@@ -7,15 +7,33 @@ from typing import Final
 
 from leakguard.core.holder import current_work
 
-_lifespan: Final[ContextVar[int | None]] = ContextVar("leakguard_lifespan", default=None)
+
+class Lifespan:
+    """One run of an application, from its start to its end."""
+
+    started = False
+    """Whether the application has said that it has started."""
+
+    def __init__(self) -> None:
+        self.run_by = current_work()
+        """The task that runs it, by its `id()`."""
 
 
-def enter_lifespan() -> None:
-    """Note that the task which runs now is the one that runs the lifespan."""
-    _lifespan.set(current_work())
+_lifespan: Final[ContextVar[Lifespan | None]] = ContextVar("leakguard_lifespan", default=None)
+
+
+def enter_lifespan() -> Lifespan:
+    """Begin the one that runs in the current task."""
+    lifespan = Lifespan()
+    _lifespan.set(lifespan)
+    return lifespan
 
 
 def in_lifespan() -> bool:
-    """Return whether the task that runs the lifespan runs now, and not one that it started."""
-    runs_it = _lifespan.get()
-    return runs_it is not None and runs_it == current_work()
+    """Return whether the application starts, or the task that runs its lifespan runs now.
+
+    While it starts, the lifespan may have a thread or a task of its own take something, as by
+    `asyncio.wait_for()`. What tasks take that go on after that is theirs.
+    """
+    lifespan = _lifespan.get()
+    return lifespan is not None and (not lifespan.started or lifespan.run_by == current_work())

@@ -102,6 +102,9 @@ class Scope:
     """The type name of the exception that ended it."""
     handled_outside = False
     """Whether its exception goes to a handler outside of it, who may yet close what it had."""
+    iterated = False
+    """Whether its block is in a generator that the user's code iterates: between two steps of it
+    somebody else is at work, in the same context."""
     endpoint: CodeType | None = None
     """The code of the function that the route names."""
     foreign_block: AllowedBlock | None = None

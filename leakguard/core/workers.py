@@ -53,8 +53,12 @@ class Workers:
         if loop is None:
             work = None if scope.strand is None else scope.strand()
             yield from _known(thread_stack(scope.opened_by) if work is None else strand_stack(work))
-            return
-        tasks = sorted(self._of_scope(scope, loop), key=lambda task: id(task) != scope.opened_by)
+        # A scope may be around `asyncio.run()`.
+        loops = {
+            one for one in (loop, *(holder.loop for holder in hold.holders)) if one is not None
+        }
+        tasks = [task for one in loops for task in self._of_scope(scope, one)]
+        tasks.sort(key=lambda task: id(task) != scope.opened_by)
         stacks = [task_stack(task) for task in tasks]
         # Starlette runs an application behind a middleware of functions in a task of its own.
         for stack in sorted(stacks, key=lambda stack: not scope.serves(stack)):

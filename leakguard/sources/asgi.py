@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from leakguard.core.callsite import mark_boundary
 from leakguard.core.lifespan import enter_lifespan
-from leakguard.sources.request import REQUEST_TYPES, AsgiApp, Receive, RequestScope, Send
+from leakguard.sources.request import REQUEST_TYPES, AsgiApp, Message, Receive, RequestScope, Send
 from leakguard.sources.routes import AsgiScope
 from leakguard.sources.tracing import TRACING, note_span
 
@@ -31,7 +31,7 @@ class ScopeMiddleware:
         guard = self._guard
         if not guard.installed or scope["type"] not in REQUEST_TYPES:
             if guard.installed and scope["type"] == "lifespan":
-                enter_lifespan()
+                send = _noting_start(send)
             await self.app(scope, receive, send)
             return
         request = RequestScope(guard, scope)
@@ -47,6 +47,18 @@ class ScopeMiddleware:
         finally:
             request.let_go(scope)
             guard.close_scope(request)
+
+
+def _noting_start(send: Send) -> Send:
+    """Begin a lifespan, and notice that the application has started."""
+    lifespan = enter_lifespan()
+
+    async def noting_send(message: Message) -> None:
+        if message.get("type") == "lifespan.startup.complete":
+            lifespan.started = True
+        await send(message)
+
+    return noting_send
 
 
 # Of this file alone: what the application awaits goes through the wrappers of `sources.request`.

@@ -231,6 +231,7 @@ def give_back(hold: Watched) -> None:
 
 def end_scope(hold: Watched) -> None:
     hold.scope = ended_scope(hold.guard)
+    hold.scope.closed_at = hold.acquired_monotonic + 1
 
 
 @pytest.mark.parametrize("change", [exempt_by_allow, keep_for_life, give_back, end_scope])
@@ -240,6 +241,15 @@ def test_what_is_not_judged(change: Callable[[Watched], None]) -> None:
     change(bench.take())
     bench.run(60)
     assert bench.found == []
+
+
+def test_what_work_takes_that_outlives_its_scope_is_judged() -> None:
+    """No other verdict speaks of it: it was not out when the scope ended."""
+    bench = HeldBench()
+    bench.scope.closed_at = 99.0
+    hold = bench.take()
+    bench.run(9)
+    assert bench.found == [(hold, FindingKind.HELD, 108.0)]
 
 
 def test_outside_of_a_scope_it_is_judged_too() -> None:

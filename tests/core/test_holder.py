@@ -122,6 +122,10 @@ class Worker:
     def work(self) -> None:
         """Take a hold in a helper, and go on without it on the stack."""
         self.take()
+        self.wait()
+
+    def wait(self) -> None:
+        """Tell that it has been taken, and wait."""
         self.took.set()
         assert self.go_on.wait(PATIENCE)
 
@@ -191,6 +195,37 @@ def test_a_holder_and_its_work_have_one_number(scope: Scope) -> None:
         assert len(set(found)) == 3
 
     asyncio.run(main())
+
+
+def test_a_thread_s_work_runs_while_the_thread_runs_a_greenlet(scope: Scope) -> None:
+    """As that of an event loop of its own: the greenlet's stack is all there is to see of it."""
+    worker = Worker(scope)
+
+    def work() -> None:
+        worker.take()
+        greenlet(worker.wait).switch()
+
+    thread = in_thread(work)
+    assert worker.took.wait(PATIENCE)
+    assert worker.holder is not None
+    assert worker.holder.running()
+    worker.go_on.set()
+    thread.join(PATIENCE)
+    assert not worker.holder.running()
+
+
+def test_where_there_are_no_greenlets_none_is_looked_at(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is optional."""
+    monkeypatch.delitem(sys.modules, "greenlet")
+    worker = Worker(scope)
+    thread = in_thread(worker.work)
+    assert worker.took.wait(PATIENCE)
+    worker.go_on.set()
+    thread.join(PATIENCE)
+    assert worker.holder is not None
+    assert not worker.holder.running()
 
 
 @pytest.mark.parametrize("how", ["anyio", "asyncio"])

@@ -7,7 +7,7 @@ import contextvars
 import sys
 import threading
 
-from leakguard.core.holder import TaskHolder
+from leakguard.core.holder import TaskHolder, current_holder
 from leakguard.core.scope import Scope, current_scope
 from leakguard.core.stacks import Stack, frames_of, task_stack
 from leakguard.core.workers import Workers
@@ -209,3 +209,28 @@ def test_the_thread_that_opened_a_scope() -> None:
     end.set()
     thread.join(PATIENCE)
     assert list(Workers().stacks(hold)) == []
+
+
+def test_the_tasks_of_a_scope_around_a_loop() -> None:
+    """They are found by the loop of whoever took the connection."""
+    guard = make_guard()
+
+    async def commits(end: asyncio.Event) -> None:
+        await end.wait()
+
+    async def took() -> list[str]:
+        end = asyncio.Event()
+        hold = FakeConnection(guard, scope)
+        hold.holder = current_holder(scope)
+        task = asyncio.create_task(commits(end))
+        await let_tasks_run()
+        found = functions(list(Workers().stacks(hold)))
+        end.set()
+        await task
+        return found
+
+    scope = Scope(guard, "job", "job")
+    token = current_scope.set(scope)
+    found = asyncio.run(took())
+    current_scope.reset(token)
+    assert "commits" in found

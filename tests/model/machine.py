@@ -127,7 +127,7 @@ class Machine(RuleBasedStateMachine):
         due = {self._fact(one): one for one in self.model.findings if self._is_said(one)}
         findings = [finding for finding in self.recorder.findings if self._is_said(finding)]
         told = {(one.hold, one.kind, one.also): one for one in findings}
-        assert set(told) == set(due)
+        assert set(told) == set(due), (set(told) - set(due), set(due) - set(told), self.pool)
         assert len(told) == len(findings)
         for fact, finding in told.items():
             model = due[fact]

@@ -99,12 +99,12 @@ class ModelHold:
 class Model:
     """All holds in the order of their acquisition, and all findings that are due."""
 
-    def __init__(self, *, shares: bool = False, patient: bool = False) -> None:
-        """Take whether all connections of a pool are one and the same.
+    def __init__(self, *, nests: bool = True, patient: bool = False) -> None:
+        """Take whether a second connection of a pool may have to wait while a scope has one.
 
         A `patient` guard waits for ever for those who might return something.
         """
-        self.shares = shares
+        self.nests = nests
         self.patient = patient
         self.holds: list[ModelHold] = []
         self.findings: list[ModelFinding] = []
@@ -154,7 +154,7 @@ class Model:
         holder = _holder(actor, scope)
         hold = ModelHold("connection", holder, scope, allowed, pool=pool, session=session)
         beside = [] if scope is None or not scope.is_open else scope.holds
-        hold.nested = not self.shares and any(_takes_room(one, pool) for one in beside)
+        hold.nested = self.nests and any(_takes_room(one, pool) for one in beside)
         if scope is not None and not scope.is_open:
             hold.waiting = True
         return self._acquire(hold)

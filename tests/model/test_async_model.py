@@ -111,10 +111,11 @@ class AsyncPrograms(Machine):
         # Not when it is constructed: Hypothesis makes one program that it never runs.
         self.loop = asyncio.new_event_loop()
         self.main: Actor = self.run(self._start(None))
-        options: dict[str, Any] = {} if pool is NullPool else {"max_overflow": -1}
+        options: dict[str, Any] = {} if pool is NullPool else {"max_overflow": 1000}
         self.engine = create_async_engine(
             f"sqlite+aiosqlite:///{self.folder / 'model.db'}", poolclass=pool, **options
         )
+        self.model.nests = pool is not NullPool
         observers = [self.recorder]
         self.guard = LeakGuard(mode="testing", observers=observers, late_after=3600).install()
 

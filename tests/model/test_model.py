@@ -127,14 +127,14 @@ class Programs(Machine):
     def begin(self, pool: type[Pool], mode: str) -> None:
         """Make an engine and a guard."""
         self.shares = pool is StaticPool
-        options: dict[str, Any] = {"max_overflow": -1} if pool is QueuePool else {}
+        options: dict[str, Any] = {"max_overflow": 1000} if pool is QueuePool else {}
         self.engine = create_engine(
             f"sqlite:///{self.folder / 'model.db'}",
             poolclass=pool,
             connect_args={"check_same_thread": False},
             **options,
         )
-        self.model = Model(shares=self.shares)
+        self.model = Model(nests=pool is QueuePool)
         self.guard = LeakGuard(mode=mode, observers=[self.recorder], late_after=0.0).install()
 
     @property

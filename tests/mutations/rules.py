@@ -105,14 +105,14 @@ MUTATIONS: Final = (
     Mutation(
         "takes a thread for running as long as its context is kept",
         _HOLDER,
-        "return is_on_stack(self._frame, self._code, thread_stack(self.number))",
-        "return True",
+        "if is_on_stack(self._frame, self._code, thread_stack(self.number)):",
+        "if True:",
     ),
     Mutation(
         "takes a thread for ended while it runs",
         _HOLDER,
-        "return is_on_stack(self._frame, self._code, thread_stack(self.number))",
-        "return False",
+        "if is_on_stack(self._frame, self._code, thread_stack(self.number)):",
+        "if False:",
     ),
     Mutation(
         "does not count the constructor of the session among those who may give it back",
@@ -265,16 +265,20 @@ MUTATIONS: Final = (
     Mutation(
         "gives everything to the outermost scope",
         _GUARDS,
-        "if scope is not None and scope.guard.watches_all:  # of most programs\n",
-        "if scope is not None and scope.guard.watches_all:\n"
+        "            return scope.guard, scope\n        scope = _at_work(scope)\n",
         "            while scope.parent is not None:\n                scope = scope.parent\n",
     ),
     Mutation(
         "does not know the scope of a run of tests",
         _GUARDS,
-        "            scope = AMBIENT.scope\n        while scope is not None:\n"
-        "            guard = scope.guard",
-        "            pass\n        while scope is not None:\n            guard = scope.guard",
+        "return AMBIENT.scope if scope is None else scope",
+        "return scope",
+    ),
+    Mutation(
+        "gives what is taken between two steps of a generator to the scope within it",
+        _GUARDS,
+        "while scope is not None and scope.iterated and _is_suspended(scope):",
+        "while False:",
     ),
     Mutation(
         "loses which session took a connection",
@@ -322,8 +326,14 @@ MUTATIONS: Final = (
     Mutation(
         "takes two checkouts of one shared connection for nested",
         _CHECKOUTS,
-        "if hold.facts.shares:  # they are one and the same\n",
-        "if False:\n",
+        "if hold.facts.shares or not hold.facts.waits:",
+        "if not hold.facts.waits:",
+    ),
+    Mutation(
+        "takes two connections of a pool that never waits for nested",
+        _CHECKOUTS,
+        "if hold.facts.shares or not hold.facts.waits:",
+        "if hold.facts.shares:",
     ),
     Mutation(
         "calls the checkouts of async drivers synchronous",
@@ -420,8 +430,14 @@ MUTATIONS: Final = (
     Mutation(
         "calls it held although its scope has ended",
         _HELD_JUDGE,
-        "return hold.released_monotonic is None and (scope is None or scope.closed_at is None)",
-        "return hold.released_monotonic is None",
+        "return ended is None or hold.acquired_monotonic > ended",
+        "return True",
+    ),
+    Mutation(
+        "says nothing of what is held by work that outlives its scope",
+        _HELD_JUDGE,
+        "return ended is None or hold.acquired_monotonic > ended",
+        "return ended is None",
     ),
     Mutation(
         "calls it held what allow() exempts",

@@ -6,22 +6,34 @@ Each test is one limit; its docstring is what docs/accuracy.md says about it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from greenlet import greenlet
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    literal,
+    select,
+    text,
+    union_all,
+)
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import SingletonThreadPool
 
 from leakguard import FindingKind, LeakGuard, LeakGuardMiddleware, Severity, allow
+from leakguard.sources.sqlalchemy.checkout import Checkout
 from tests.support import PATIENCE, Recorder
 
 QUERY = text("SELECT 1")
@@ -278,7 +290,8 @@ def test_a_connection_within_a_session_s_use(guard: LeakGuard, recorder: Recorde
     """Which line took a `Connection` of a `SingletonThreadPool` that the thread had already.
 
     Such a pool, SQLite's for `:memory:`, says nothing of it. Where the session is closed that had
-    it first, no session is named, but the line that took it first is.
+    it first, no session is named, but the line that took it first is. Where several requests had
+    it at once without a session, nobody knows whose it is, and nobody is accused.
     """
     engine = create_engine("sqlite://", poolclass=SingletonThreadPool)
     with guard.scope("request"), used(engine):
@@ -414,3 +427,64 @@ def test_statements_that_another_listener_executes(
             assert hold.statement is None
     finally:
         event.remove(Engine, "do_execute", execute)
+
+
+def test_what_follows_in_the_request_of_an_asynchronous_dependency_with_a_block(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """What an `allow` block around the `yield` of an `async def` dependency is meant for.
+
+    Such a dependency runs in the request's own context, so that the block exempts whatever the rest
+    of the request takes. In a dependency that is `def` it exempts what the dependency takes.
+    """
+
+    async def get_db() -> AsyncGenerator[Session]:
+        with allow("streams the export"), Session(engine) as db:
+            yield db
+
+    async def main() -> None:
+        with guard.scope("request"):
+            async with contextlib.asynccontextmanager(get_db)() as db:
+                db.execute(QUERY)
+                kept.append(used(engine))
+
+    kept: list[Session] = []
+    asyncio.run(main())
+    assert LEAKED not in recorder.kinds
+    kept.pop().close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_the_child_of_a_fork_within_a_scope(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """What the child of a fork leaks that was made in the middle of a request or job.
+
+    Its copy of the scope, in which it goes on, may never end there, and then has no verdict.
+    """
+    with guard.scope("job"):
+        child = os.fork()
+        if child == 0:
+            used(engine)
+            os._exit(len(recorder.findings))
+        _, status = os.waitpid(child, 0)
+    assert status == 0
+
+
+def test_a_batch_of_rows(recorder: Recorder, engine: Engine) -> None:
+    """Whether somebody still reads rows that were taken out of a result in a batch.
+
+    As by `partitions()`, and by the ORM with `yield_per`. While rows of a server-side cursor are
+    yet to come, its connection is then not `held`, however long the batch takes.
+    """
+    numbers = union_all(*(select(literal(number)) for number in range(5)))
+    with (
+        LeakGuard(mode="testing", observers=[recorder], held_after=3600.0) as guard,
+        engine.connect() as connection,
+    ):
+        result = connection.execute(numbers, execution_options={"yield_per": 2})
+        assert len(next(result.partitions())) == 2
+        [hold] = guard.open_holds()
+        assert isinstance(hold, Checkout)
+        assert not hold.tells_idleness

@@ -7,6 +7,7 @@ import gc
 import sqlite3
 import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,16 @@ from typing import Any
 
 import pytest
 from greenlet import greenlet
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    literal,
+    select,
+    text,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
@@ -244,6 +254,45 @@ def test_rows_that_are_read_are_use(watching: LeakGuard, engine: Engine) -> None
         assert hold.tells_idleness
 
 
+def test_rows_that_sqlalchemy_has_read_ahead_are_use(watching: LeakGuard, engine: Engine) -> None:
+    """Each that the program takes, though the driver's cursor stays where it is."""
+    numbers = union_all(*(select(literal(number)) for number in range(5)))
+    with Session(engine) as db:
+        result: Any = db.execute(numbers, execution_options={"stream_results": True})
+        hold: Any = connection_of(watching)
+        [stream] = hold.streams
+        next(result)
+        assert stream.has_moved()
+        next(result)
+        assert stream.has_moved()
+        assert not stream.has_moved()
+        assert hold.tells_idleness
+        assert len(result.fetchmany(3)) == 3  # they are read by somebody unseen
+        assert not hold.tells_idleness
+        context = weakref.ref(result.context)
+        del result
+        assert context() is None
+        assert hold.tells_idleness
+
+
+class Closed(Context):
+    """A context whose cursor was closed, and whose rows are all read."""
+
+    _leakguard_rows = SimpleNamespace(_rowbuffer=())
+
+    def __init__(self) -> None:
+        self.cursor = SimpleNamespace(rownumber=1, closed=True)
+
+
+def test_of_a_result_that_is_read_nothing_is_read_any_more() -> None:
+    """Whoever keeps it keeps the connection idle."""
+    context = Closed()
+    execution = Execution(context, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    assert execution.tells
+    context.cursor.closed = False
+    assert not execution.tells
+
+
 def test_of_other_databases_a_cursor_says_whether_it_streams(
     watching: LeakGuard, engine: Engine
 ) -> None:
@@ -468,6 +517,10 @@ def test_who_took_it_decides_whether_its_use_can_be_noticed(
     with Session(engine) as db:
         db.execute(QUERY)
         assert connection_of(watching).tells_idleness
+    with engine.connect() as connection:
+        connection.invalidate()
+        connection.execute(QUERY)  # by another one, which it takes in a way of its own
+        assert connection_of(watching).tells_idleness
     raw = engine.raw_connection()
     hold = connection_of(watching)
     assert not hold.tells_idleness
@@ -478,19 +531,45 @@ def test_who_took_it_decides_whether_its_use_can_be_noticed(
     from_pool.close()
 
 
+def test_whoever_works_with_another_connection_is_not(watching: LeakGuard, engine: Engine) -> None:
+    """Its own is idle meanwhile."""
+    with Session(engine) as idle, engine.connect() as busy:
+        idle.execute(QUERY)
+        holds = [hold for hold in watching.open_holds() if isinstance(hold, ConnectionHold)]
+        seen: list[list[bool]] = []
+
+        @event.listens_for(engine, "do_execute")
+        def execute(*_: Any) -> None:
+            # As if it were the driver that is asked: the listener itself is the user's code.
+            caller = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            seen.append([hold.executing or hold.occupied_by([caller]) for hold in holds])
+
+        busy.execute(QUERY)
+    assert seen == [[True, False]]  # it was taken with the first statement, after the other one
+
+
 def test_whoever_commits_is_in_the_database(watching: LeakGuard, engine: Engine) -> None:
-    """And not whoever waits for another connection, or runs what SQLAlchemy was given to run."""
+    """And not the user's code that SQLAlchemy calls meanwhile."""
     seen: list[bool] = []
 
     def look(*_: object) -> None:
         seen.append(connection_of(watching).occupied_by(thread_stack(threading.get_ident())))
 
+    def trace(statement: str) -> None:
+        if statement == "COMMIT":
+            caller = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            seen.append(connection_of(watching).occupied_by([caller]))
+
     with Session(engine) as db:
-        event.listen(db, "after_commit", look)
-        db.execute(QUERY)
+        event.listen(db, "before_commit", look)
+        db.execute(text("create table numbers (number int)"))
+        db.execute(text("insert into numbers values (1)"))
+        driver: Any = db.connection().connection.driver_connection
+        driver.set_trace_callback(trace)
         look()
         db.commit()
-    assert seen == [False, True]
+        driver.set_trace_callback(None)
+    assert seen == [False, False, True]
 
 
 def test_whoever_waits_for_a_connection_is_not_in_the_database(
@@ -502,7 +581,7 @@ def test_whoever_waits_for_a_connection_is_not_in_the_database(
     seen: list[bool] = []
 
     def look(*_: Any, **__: Any) -> Any:
-        seen.append(is_in_database(thread_stack(threading.get_ident())))
+        seen.append(is_in_database(thread_stack(threading.get_ident()), None))
         raise LookupError
 
     with monkeypatch.context() as patch:
@@ -530,7 +609,7 @@ def test_the_function_of_run_sync_is_not_the_database(tmp_path: Path) -> None:
 
         task = asyncio.create_task(run())
         await waits.wait()
-        seen = is_in_database(task_stack(task))
+        seen = is_in_database(task_stack(task), None)
         go.set()
         await task
         await engine.dispose()
@@ -540,6 +619,27 @@ def test_the_function_of_run_sync_is_not_the_database(tmp_path: Path) -> None:
 
 
 # --- the lifespan ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["thread", "task"])
+def test_an_application_may_have_others_take_what_it_keeps(
+    watching: LeakGuard, engine: Engine, how: str
+) -> None:
+    """As it starts: by a thread, or a task as that of `asyncio.wait_for()`."""
+
+    async def take() -> Connection:
+        return engine.connect()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if how == "thread":
+            kept = await asyncio.to_thread(engine.connect)
+        else:
+            kept = await asyncio.create_task(take())
+        assert connection_of(watching).lifelong
+        kept.close()
+
+    middleware = LeakGuardMiddleware(app, guard=watching)
+    asyncio.run(middleware({"type": "lifespan"}, None, None))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # not used
 
 
 @pytest.mark.parametrize("by_lifespan", [True, False])
@@ -563,6 +663,7 @@ def test_what_an_application_keeps_for_its_life(
     async def app(scope: Any, receive: Any, send: Any) -> None:
         end = asyncio.Event()
         kept = engine.connect() if by_lifespan else None
+        await send({"type": "lifespan.startup.complete"})
         task = asyncio.create_task(work(end))
         assert await asyncio.to_thread(held.wait, PATIENCE)
         assert [finding.kind for finding in recorder.findings] == [FindingKind.HELD]
@@ -573,8 +674,13 @@ def test_what_an_application_keeps_for_its_life(
         if kept is not None:
             kept.close()
 
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    sent: list[str] = []
     guard = LeakGuard(mode="testing", observers=[recorder], held_after=0.05)
     middleware = LeakGuardMiddleware(app, guard=guard)
     with guard:
-        asyncio.run(middleware({"type": "lifespan"}, None, None))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # not used
+        asyncio.run(middleware({"type": "lifespan"}, None, send))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # not used
+    assert sent == ["lifespan.startup.complete"]
     assert len(recorder.findings) == 1

@@ -85,19 +85,31 @@ def only_scope(recorder: Recorder) -> Scope:
     return scope
 
 
-@pytest.mark.parametrize("kind", ["lifespan", "something new"])
-def test_other_types_are_handed_straight_on(
-    guard: LeakGuard, recorder: Recorder, kind: str
-) -> None:
-    """The lifespan and types that nobody knows yet get the server's own receive and send."""
+def test_other_types_are_handed_straight_on(guard: LeakGuard, recorder: Recorder) -> None:
+    """Types that nobody knows yet get the server's own receive and send."""
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.extend([scope, receive, send])
 
-    client = Client(middleware(app, guard), type=kind)
+    client = Client(middleware(app, guard), type="something new")
     client.run()
     assert seen == [client.asgi, client.receive, client.send]
+    assert recorder.scopes_opened == []
+
+
+def test_a_lifespan_is_no_scope(guard: LeakGuard, recorder: Recorder) -> None:
+    """What the application says of its start is handed on."""
+    said = [{"type": f"lifespan.{what}.complete"} for what in ("startup", "shutdown")]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (scope, receive) == (client.asgi, client.receive)
+        for message in said:
+            await send(message)
+
+    client = Client(middleware(app, guard), type="lifespan")
+    client.run()
+    assert client.sent == said
     assert recorder.scopes_opened == []
 
 

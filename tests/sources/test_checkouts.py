@@ -346,6 +346,23 @@ def test_what_was_forgotten_fills_no_line(
 
 
 @pytest.mark.parametrize(
+    "options",
+    [{"poolclass": NullPool}, {"pool_size": 1, "max_overflow": -1}, {"poolclass": QueuePool}],
+    ids=str,
+)
+def test_what_never_waits_for_a_connection_is_no_deadlock(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A second connection of one scope is worth a notice where it may have to be waited for."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'unlimited.db'}", **options)
+    with guard.scope("job"), engine.connect(), engine.connect():
+        pass
+    waits = options.get("poolclass") is QueuePool
+    assert recorder.kinds == ([FindingKind.NESTED_CHECKOUT] if waits else [])
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
     "options", [{"poolclass": NullPool}, {"pool_size": 1, "max_overflow": -1}], ids=str
 )
 def test_a_pool_without_a_limit_has_no_capacity(

@@ -7,7 +7,8 @@ import contextvars
 import gc
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+import weakref
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 from sqlalchemy.orm import sessionmaker as make_factory
-from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import QueuePool, SingletonThreadPool
 
-from leakguard import Finding, FindingKind, LeakGuard
+from leakguard import Finding, FindingKind, LeakGuard, Severity
 from leakguard.core.scope import AMBIENT, Scope
 from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy.checkout import Checkout
@@ -394,6 +395,136 @@ def test_of_two_sessions_the_first_may_be_the_one_that_leaks(
     (leak,) = recorder.findings
     assert lines(leak) == (line_marked(HERE, "the first"), line_marked(HERE, "used by the first"))
     first.close()
+
+
+def overlapping(guard: LeakGuard, first: Iterator[None], second: Iterator[None]) -> None:
+    """Run two scopes in one thread, as requests on an event loop: the first one ends first."""
+
+    async def run(name: str, work: Iterator[None], *, go_on: asyncio.Event) -> None:
+        with guard.scope(name):
+            next(work)
+            await go_on.wait()
+            next(work, None)
+
+    async def main() -> None:
+        events = asyncio.Event(), asyncio.Event()
+        tasks: list[asyncio.Task[None]] = []
+        for name, work, go_on in zip(("first", "second"), (first, second), events, strict=True):
+            tasks.append(asyncio.create_task(run(name, work, go_on=go_on)))
+            await asyncio.sleep(0)
+        for task, go_on in zip(tasks, events, strict=True):
+            go_on.set()
+            await task
+
+    asyncio.run(main())
+
+
+def used_by_session(engine: Engine, *, closes: bool = True) -> Iterator[None]:
+    """Use a session in two steps."""
+    session = Session(engine)
+    session.execute(QUERY)
+    yield
+    if closes:
+        session.close()
+    else:
+        KEPT.append(session)
+
+
+def used_by_connection(engine: Engine, *, closes: bool = True) -> Iterator[None]:
+    """Use a connection in two steps."""
+    connection = engine.connect()
+    yield
+    if closes:
+        connection.close()
+    else:
+        KEPT.append(connection)
+
+
+KEPT: list[Session | Connection] = []
+
+
+def give_back() -> None:
+    """Give back what the test has left."""
+    while KEPT:
+        KEPT.pop().close()
+
+
+def errors(recorder: Recorder) -> list[Finding]:
+    """Return the findings that are no mere notices."""
+    return [finding for finding in recorder.findings if finding.severity is Severity.ERROR]
+
+
+class ThreadLocalPool(QueuePool):
+    """A pool of the user's that gives a thread the connection that it has."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.local = threading.local()
+
+    def connect(self) -> Any:
+        """Give it again, or take one."""
+        known = getattr(self.local, "proxy", lambda: None)()
+        if known is not None and known.is_valid:
+            return known._checkout_existing()  # noqa: SLF001
+        proxy = super().connect()
+        self.local.proxy = weakref.ref(proxy)
+        return proxy
+
+
+@pytest.fixture(params=[SingletonThreadPool, ThreadLocalPool])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """Return an engine that gives one connection to all who ask in a thread."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'one.db'}", poolclass=request.param)
+    yield engine
+    engine.dispose()
+
+
+def test_two_scopes_that_share_a_connection_for_a_while(
+    guard: LeakGuard, recorder: Recorder, shared: Engine
+) -> None:
+    """The first one has given back its own; the second one goes on with it, and does so, too."""
+    overlapping(guard, used_by_session(shared), used_by_session(shared))
+    assert errors(recorder) == []
+    assert guard.open_holds() == ()
+
+
+def test_of_two_such_scopes_the_one_that_leaks_is_named(
+    guard: LeakGuard, recorder: Recorder, shared: Engine
+) -> None:
+    """Although it was the other one that took the connection."""
+    overlapping(guard, used_by_session(shared), used_by_session(shared, closes=False))
+    [leak] = errors(recorder)
+    assert leak.scope is not None
+    assert leak.scope.name == "second"
+    give_back()
+
+
+def test_the_one_that_leaks_may_have_ended_before(
+    guard: LeakGuard, recorder: Recorder, shared: Engine
+) -> None:
+    """It is found when the scope ends that had taken it."""
+    with guard.scope("around"):
+        outer = used_by_session(shared)
+        next(outer)
+        with guard.scope("within"):
+            list(used_by_session(shared, closes=False))
+        next(outer, None)
+    [leak] = errors(recorder)
+    assert leak.scope is not None
+    assert leak.scope.name == "within"
+    give_back()
+
+
+@pytest.mark.parametrize("leaks", [(False, False), (True, False), (False, True)])
+def test_of_connections_in_several_scopes_nobody_knows(
+    guard: LeakGuard, recorder: Recorder, one_per_thread: Engine, leaks: tuple[bool, bool]
+) -> None:
+    """No session tells which of them has it still: nobody is accused."""
+    first, second = (used_by_connection(one_per_thread, closes=not leak) for leak in leaks)
+    overlapping(guard, first, second)
+    assert errors(recorder) == []
+    assert len(guard.open_holds()) == sum(leaks)
+    give_back()
 
 
 def test_a_connection_beside_sessions_that_are_closed(
@@ -808,3 +939,74 @@ def test_what_is_taken_in_no_scope_is_taken_in_the_ambient_one(
         thread.join()
         assert [hold.scope for hold in guard.open_holds()] == [ambient]
         kept.pop().close()
+
+
+# --- generators -----------------------------------------------------------------------------------
+
+
+def test_between_two_steps_of_a_generator_its_scope_is_not_at_work(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """What its reader takes meanwhile is the reader's."""
+
+    def read() -> Iterator[int]:
+        with guard.scope("read"), Session(engine) as session:
+            for _ in range(2):
+                session.execute(QUERY)
+                yield 1
+
+    with guard.scope("write"):
+        numbers = read()
+        next(numbers)
+        with Session(engine) as writer:
+            writer.execute(QUERY)
+            assert scopes_out(guard) == ["read", "read", "write", "write"]
+            assert list(numbers) == [1]
+    next(read())  # and where there is no other scope
+    with guard, engine.connect():
+        pass
+    assert recorder.kinds == []
+
+
+def test_between_two_steps_of_an_asynchronous_generator(
+    guard: LeakGuard, recorder: Recorder, async_engine: AsyncEngine
+) -> None:
+    """SQLAlchemy works for it in a greenlet, whose stack hangs from the generator's."""
+
+    async def read() -> AsyncIterator[int]:
+        async with guard.scope("read"), AsyncSession(async_engine) as session:
+            for _ in range(2):
+                await session.execute(QUERY)
+                yield 1
+
+    async def main() -> None:
+        async with guard.scope("write"):
+            numbers = read()
+            await anext(numbers)
+            async with AsyncSession(async_engine) as writer:
+                await writer.execute(QUERY)
+                assert scopes_out(guard) == ["read", "read", "write", "write"]
+                assert [number async for number in numbers] == [1]
+
+    asyncio.run(main())
+    assert recorder.kinds == []
+
+
+def test_within_a_context_manager_its_scope_is_at_work(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """Its generator is suspended, too, but the block is what the scope is for."""
+
+    @contextmanager
+    def job() -> Generator[None]:
+        with guard.scope("job"):
+            yield
+
+    with job(), engine.connect():
+        assert scopes_out(guard) == ["job"]
+    assert recorder.kinds == []
+
+
+def scopes_out(guard: LeakGuard) -> list[str]:
+    """Return the scopes of what is out, in alphabetical order."""
+    return sorted(hold.scope.name for hold in guard.open_holds() if hold.scope)

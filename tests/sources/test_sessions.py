@@ -829,3 +829,13 @@ def test_the_first_argument_of_a_constructor_has_a_name(guard: LeakGuard, engine
     Session.__init__(self=session, bind=engine)
     session.close()
     assert guard.open_holds() == ()
+
+
+def test_a_session_can_be_copied(guard: LeakGuard, recorder: Recorder) -> None:
+    """As deeply as without leakguard; the copy is nobody's."""
+    with guard.scope("job"):
+        session = Session()
+        copy.deepcopy(session).close()
+        assert len(guard.open_holds()) == 1
+        session.close()
+    assert recorder.kinds == []

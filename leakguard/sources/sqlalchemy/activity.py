@@ -17,6 +17,7 @@ from weakref import ref
 from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.pool import PoolProxiedConnection
 
+from leakguard.core.callsite import Place, place_of
 from leakguard.core.clock import monotonic
 from leakguard.core.collector import PAUSE
 from leakguard.core.scope import scopes_around
@@ -28,7 +29,7 @@ from leakguard.core.stacks import (
     thread_stack,
     thread_stacks,
 )
-from leakguard.sources.sqlalchemy.drivers import read_position
+from leakguard.sources.sqlalchemy.drivers import is_closed, read_position
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class Execution:
             _latest.clear()
         _latest[thread] = self
 
+    def runs_in(self, frame: FrameType) -> bool:
+        """Return whether that is the frame that executes it, or one that has its place by now."""
+        return id(frame) == self._frame and frame.f_code is self._code
+
     @property
     def running(self) -> bool:
         """Whether it runs: the frame is on the stack, and is not that of a later one."""
@@ -83,19 +88,47 @@ class Execution:
         """Whether somebody may still read rows of it."""
         return self._context() is not None
 
+    def follow_result(self) -> None:
+        """Know where SQLAlchemy buffers its rows, too, of which no event tells.
+
+        Its context keeps that, as it keeps the cursor; to a result there are no weak references.
+        """
+
+        def set_up() -> Any:  # noqa: ANN401  (of any dialect)
+            context: Any = self._context()
+            delattr(context, _SET_UP)
+            result = getattr(context, _SET_UP)()
+            setattr(context, _ROWS, result.cursor_strategy)
+            return result
+
+        setattr(self._context(), _SET_UP, set_up)  # of this one alone, and for once
+
     @property
     def tells(self) -> bool:
         """Whether it can be noticed that rows are read, or none can be."""
         context = self._context()
-        return context is None or read_position(context.cursor) is not None
+        if context is None:
+            return True
+        buffer = _buffer_of(context)
+        if buffer is None:
+            return read_position(context.cursor) is not None
+        # A batch that was taken out of it, as by `partitions()`, is read by somebody unseen.
+        return bool(buffer) or is_closed(context.cursor)
 
     def has_moved(self) -> bool:
         """Return whether rows were read since this was last asked."""
         context = self._context()
         if context is None:
             return False
-        before, self._position = self._position, read_position(context.cursor)
-        return before != self._position
+        buffer = _buffer_of(context)
+        position = read_position(context.cursor), None if buffer is None else len(buffer)
+        before, self._position = self._position, position
+        return before != position
+
+
+def _buffer_of(context: Any) -> Any:  # noqa: ANN401  (of any dialect)
+    """Return the rows that were read from the database and not by the program, if that is known."""
+    return getattr(getattr(context, _ROWS, None), "_rowbuffer", None)
 
 
 def _streams(context: Any) -> bool:  # noqa: ANN401  (of any dialect)
@@ -106,6 +139,10 @@ def _streams(context: Any) -> bool:  # noqa: ANN401  (of any dialect)
     return context.dialect.name == "sqlite" and not _STREAMING.isdisjoint(options)
 
 
+_ROWS: Final = "_leakguard_rows"
+"""The attribute of an execution's context that has what its result gets rows from."""
+_SET_UP: Final = "_setup_result_proxy"
+"""The method of an execution's context that makes its result. No public way; tested."""
 _STREAMING: Final = frozenset({"yield_per", "stream_results"})
 """The execution options by which a program says that it reads rows as it goes."""
 
@@ -115,16 +152,22 @@ _latest: Final[dict[int, Execution]] = {}
 _LATEST_LIMIT: Final = 10_000
 
 
-def is_in_database(stack: Stack) -> bool:
+def is_in_database(stack: Stack, own: Execution | None) -> bool:
     """Return whether work that is there is inside of SQLAlchemy or a driver.
 
-    Not so where it waits for a connection of a pool, or where SQLAlchemy merely lets it wait.
+    Not so where it waits for a connection of a pool, where SQLAlchemy merely lets it wait or calls
+    the user's code, or where it executes another statement than the connection's `own` one.
     """
+    others = [one for one in tuple(_latest.values()) if one is not own]
     inside = False
     for frame in frames_of(stack):
-        if _is_of_pool(frame, _GETS):
+        if _is_of_pool(frame, _GETS) or any(one.runs_in(frame) for one in others):
             return False
-        inside = inside or _is_of_database(_module(frame))
+        if inside:
+            continue
+        if place_of(frame) is Place.USER:
+            return False
+        inside = _is_of_database(_module(frame))
     return inside
 
 

@@ -73,6 +73,8 @@ class Checkout(ConnectionHold):
     """That of the statement that began last, where the settings want to know."""
     streams: tuple[Execution, ...] = ()
     """Those whose rows the database hands out as they are read, and may still be read."""
+    used_in_several = False
+    """Whether it was checked out in another scope, too, while it was out."""
     uses: tuple[SessionUse, ...] = ()
     """That of who took it, and those that sessions began meanwhile; empty where there was none."""
 
@@ -114,6 +116,7 @@ class Checkout(ConnectionHold):
         if execution.streams:
             before = [one for one in self.streams if one.may_be_read]
             self.streams = (*before, execution)
+            execution.follow_result()
 
     def _stream_moved(self) -> bool:
         moved = [stream.has_moved() for stream in self.streams]  # each is to be asked
@@ -133,15 +136,13 @@ class Checkout(ConnectionHold):
 
     def used_elsewhere(self, workers: Workers) -> bool:
         used = workers.once("threads", worked_on_in_threads)
-        # The tasks of a scope are looked at by whoever asks.
-        loops = {holder.loop for holder in self.holders} if self.scope is None else ()
-        for loop in loops:
+        for loop in {holder.loop for holder in self.holders}:
             if loop is not None:
                 used |= workers.once(loop, partial(worked_on_in_tasks, loop))
         return not used.isdisjoint((self.proxy_id, ANY))
 
     def occupied_by(self, stack: Stack) -> bool:
-        return is_in_database(stack)
+        return is_in_database(stack, self.execution)
 
     @property
     def usage(self) -> PoolUsage | None:
@@ -167,6 +168,14 @@ class Checkout(ConnectionHold):
         """Whether somebody else has it, too: asked as a session begins to use it."""
         proxy: Any = self.ref()
         return proxy is not None and proxy._counter > 1  # noqa: SLF001  (no public way; tested)
+
+    @property
+    def shared(self) -> bool:
+        return bool(self.uses)
+
+    @property
+    def ambiguous(self) -> bool:
+        return self.used_in_several and self.session is None
 
     def use_also(self, session: SessionHold, site: CallSite | None) -> None:
         """Note that `session` begins to use what somebody else has, too."""

@@ -68,6 +68,9 @@ class Checkouts:
         self._by_record: dict[int, Checkout] = {}
         self._detached: dict[int, tuple[Checkout, ...]] = {}
         self._pools: dict[int, PoolFacts] = {}
+        self.taken_again = Patch(
+            _ConnectionFairy, "_checkout_existing", self._wrap_checkout_existing
+        )
         self.end_of_detached = Patch(_ConnectionFairy, "_checkin", self._wrap_checkin)
         """In place once a connection was detached, which few programs ever do."""
         self.listeners: tuple[Listener, ...] = (
@@ -236,6 +239,26 @@ class Checkouts:
                         came_back(hold)
 
         return checkin
+
+    def _wrap_checkout_existing(
+        self, original: Callable[..., Any], placement: Placement
+    ) -> Callable[..., Any]:
+        """Notice that a pool gives a connection which is out already: no event tells."""
+        out, taken_again = self.out, self._taken_again
+
+        def checkout_existing(self: Any) -> Any:  # noqa: ANN401  (a proxy)
+            if placement.active or placement.resume():
+                taken_again(out.get(id(self)))
+            return original(self)
+
+        return checkout_existing
+
+    def _taken_again(self, hold: Checkout | None) -> None:
+        if hold is not None:
+            hold.facts.nests = True  # also where a pool of the user's does so
+            scope = current_scope.get()
+            if scope is not None and scope is not hold.scope:
+                hold.used_in_several = True
 
     def _on_static_reset(
         self,
@@ -438,7 +461,8 @@ def _pool_of(proxy: Any) -> Pool:  # noqa: ANN401  (its class has no public name
 
 def _beside(hold: Checkout, connections: dict[Hold, None]) -> Hold | None:
     """Find another connection of the same pool that is out."""
-    if hold.facts.shares:  # they are one and the same
+    # Of one that is shared they are one and the same.
+    if hold.facts.shares or not hold.facts.waits:
         return None
     try:  # not in a copy: the first one is one of them, however many there are
         return next((other for other in connections if _is_beside(other, hold)), None)

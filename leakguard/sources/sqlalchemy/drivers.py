@@ -51,6 +51,11 @@ def read_position(cursor: Any) -> object | None:  # noqa: ANN401  (any driver's)
     return next((position for position in positions if position is not None), None)
 
 
+def is_closed(cursor: Any) -> bool:  # noqa: ANN401  (any driver's)
+    """Return whether a cursor was closed, as far as its driver tells."""
+    return any(_asked(getter, cursor) is True for getter in _CLOSED_GETTERS)
+
+
 def _asked(getter: Callable[[Any], Any], subject: Any) -> object:  # noqa: ANN401  (any driver's)
     try:
         return getter(subject)
@@ -63,6 +68,11 @@ _ACTIVE: Final = 1
 _STATUS_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
     lambda connection: connection.pgconn.transaction_status,  # psycopg
     lambda connection: connection.get_transaction_status(),  # psycopg2
+)
+_CLOSED_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
+    lambda cursor: cursor.closed,  # psycopg, psycopg2
+    lambda cursor: cursor.connection is None,  # PyMySQL
+    lambda cursor: cursor._cursor is None or cursor._cursor.closed,  # noqa: SLF001  (those that SQLAlchemy adapts; no public way, tested)
 )
 _POSITION_GETTERS: Final[tuple[Callable[[Any], Any], ...]] = (
     lambda cursor: cursor._pos,  # noqa: SLF001  (psycopg; no public way, tested)

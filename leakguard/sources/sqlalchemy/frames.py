@@ -43,7 +43,7 @@ def _is_of_connection(frame: FrameType) -> bool:
             return False
         outer = inner.f_back
         if inner.f_code is _RAW_CONNECTION:
-            return outer is not None and outer.f_code is _CONNECTION
+            return outer is not None and outer.f_code in _CONNECTS
         inner = outer
     return False
 
@@ -55,7 +55,10 @@ def _code(owner: type, name: str) -> CodeType | None:
 
 
 _RAW_CONNECTION: Final = _code(Engine, "raw_connection")
-_CONNECTION: Final = _code(Connection, "__init__")
+_CONNECTS: Final = (
+    _code(Connection, "__init__"),
+    _code(Connection, "_revalidate_connection"),  # after it was invalidated
+)
 _NEAR: Final = 12
 """How many frames to look through for these: SQLAlchemy's and leakguard's own are eight."""
 _TO_RAW_CONNECTION: Final = 7

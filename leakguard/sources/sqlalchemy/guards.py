@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from leakguard.core.scope import AMBIENT
+from leakguard.core.holder import current_work
+from leakguard.core.scope import AMBIENT, nearest_open
+from leakguard.core.stacks import frames_of
+from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.pools import belongs_to
 
 if TYPE_CHECKING:
@@ -62,10 +66,9 @@ class Guards:
 
         The pool of a session is `None` where it has no engine of its own.
         """
-        if scope is not None and scope.guard.watches_all:  # of most programs
+        if scope is not None and scope.guard.watches_all and not scope.iterated:  # of most programs
             return scope.guard, scope
-        if scope is None:
-            scope = AMBIENT.scope
+        scope = _at_work(scope)
         while scope is not None:
             guard = scope.guard
             if guard.installed and self.watches(guard, pool):
@@ -78,8 +81,7 @@ class Guards:
 
     def nearest(self, scope: Scope | None) -> tuple[Guard | None, Scope | None]:
         """Return the innermost scope and its guard, else the guard that was installed first."""
-        if scope is None:
-            scope = AMBIENT.scope
+        scope = _at_work(scope)
         while scope is not None:
             if scope.guard.installed:
                 return scope.guard, scope
@@ -98,3 +100,17 @@ class Guards:
         if watched is None:  # there may be an engine for each of a thousand tenants
             watched = known[pool] = belongs_to(pool, engines)
         return watched
+
+
+def _at_work(scope: Scope | None) -> Scope | None:
+    """Return the innermost scope that is at work: not that of a generator which is suspended."""
+    while scope is not None and scope.iterated and _is_suspended(scope):
+        scope = nearest_open(scope.before)
+    return AMBIENT.scope if scope is None else scope
+
+
+def _is_suspended(scope: Scope) -> bool:
+    if scope.closed_at is not None or scope.opened_by != current_work():
+        return False  # what it has started works on
+    stack = [sys._getframe(), *parent_stacks()]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    return all((id(frame), frame.f_code) != scope.opener for frame in frames_of(stack))

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import NullPool, Pool, SingletonThreadPool, StaticPool
 
 from leakguard.core.exhaustion import Limits
 from leakguard.exceptions import SettingsError
@@ -34,6 +34,8 @@ class PoolFacts:
     """Whether all its checkouts are one and the same connection (`StaticPool`)."""
     nests: bool
     """Whether checkouts within one another are one and the same (`SingletonThreadPool`)."""
+    waits: bool
+    """Whether a checkout may have to wait for another one to end."""
     engine: weakref.ref[Engine] | None
     """The engine that made it; `None` while the pool is used without one."""
     ledger: Ledger
@@ -73,9 +75,15 @@ def pool_facts(
         is_sqlite=getattr(pool._dialect, "name", None) == "sqlite",  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
         shares=isinstance(pool, StaticPool),
         nests=isinstance(pool, SingletonThreadPool),
+        waits=_may_wait(pool),
         engine=None if engine is None else weakref.ref(engine),
         ledger=Ledger(guard, name, pool_fill(pool)[1], idle),
     )
+
+
+def _may_wait(pool: Pool) -> bool:
+    unlimited = getattr(pool, "_max_overflow", 0) < 0
+    return not (unlimited or isinstance(pool, NullPool | SingletonThreadPool))
 
 
 def is_async(pool: Pool) -> bool:

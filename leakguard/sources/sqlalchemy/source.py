@@ -47,6 +47,7 @@ class SQLAlchemySource:
             _listen(self._checkouts.listeners + self._sessions.listeners)
             self._sessions.place()
             self._waits.place()
+            self._checkouts.taken_again.place()
         self._guards.add(guard)
         self._checkouts.share_out()
         self._follow_statements()
@@ -72,6 +73,7 @@ class SQLAlchemySource:
         self._follow_statements()
         if self._in_place and not self._guards:
             self._in_place = False
+            self._checkouts.taken_again.remove()
             self._waits.remove()
             self._sessions.remove()
             _ignore(self._checkouts.listeners + self._sessions.listeners)

@@ -428,6 +428,40 @@ async def slow_rows_async(lab: Lab) -> None:
     await lab.get("/")
 
 
+@scenario(
+    13,
+    "rows that SQLAlchemy has read from a server-side cursor, each of which takes a while",
+    held_after=HELD_AFTER,
+    crowd=False,
+    databases=("PostgreSQL", "MariaDB"),
+)
+async def slow_buffered_rows_sync(lab: Lab) -> None:
+    @lab.app.get("/")
+    def clean() -> None:
+        with Session(lab.engine) as db:
+            for _ in db.execute(NUMBERS, execution_options={"stream_results": True}):
+                time.sleep(HELD_AFTER / 2)
+
+    await lab.get("/")
+
+
+@scenario(
+    13,
+    "rows that SQLAlchemy has read from a server-side cursor, each of which takes a while",
+    held_after=HELD_AFTER,
+    crowd=False,
+    databases=("PostgreSQL", "MariaDB"),
+)
+async def slow_buffered_rows_async(lab: Lab) -> None:
+    @lab.app.get("/")
+    async def clean() -> None:
+        async with AsyncSession(lab.async_engine) as db:
+            async for _ in await db.stream(NUMBERS):
+                await asyncio.sleep(HELD_AFTER / 2)
+
+    await lab.get("/")
+
+
 # --- 17: WebSockets -------------------------------------------------------------------------------
 
 
