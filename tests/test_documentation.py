@@ -176,7 +176,7 @@ INTERNAL: dict[type, set[str]] = {
     Scope: {
         *("guard", "opened_by", "loop", "opener", "parent", "before", "trace", "event_log"),
         *("opened_at", "closed_at", "responded_at", "open_connections", "open_sessions"),
-        *("notable", "take_out", "take_all_out", "note_exception", "handled_outside"),
+        *("notable", "note", "take_out", "take_all_out", "note_exception", "handled_outside"),
         *("endpoint", "foreign_block", "sessions_collected", "sessions_unclosed", "serves"),
         "strand",
     },

@@ -359,8 +359,7 @@ class Guard:
             self._note_for_the_end(scope, hold)
 
     def _note_for_the_end(self, scope: Scope, hold: ConnectionHold) -> None:
-        scope.notable.append(hold)
-        too_many = len(scope.notable) >= _NOTABLE_LIMIT  # as in a WebSocket that is open for days
+        too_many = scope.note(hold) >= _NOTABLE_LIMIT  # as in a WebSocket that is open for days
         if too_many or scope.closed_at is not None:
             self._judge.tell_notable(scope)
 

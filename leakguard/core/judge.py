@@ -105,7 +105,7 @@ class Judge:
     def tell_notable(self, scope: Scope) -> None:
         """Tell what there is to say about connections of the scope that are out no more."""
         with suppress(IndexError):  # another thread may be at it, too
-            while True:
+            while scope.notable:
                 apart(partial(self._judge_gone, scope.notable.popleft()))
 
     def stop_waiting(self, hold: Hold) -> None:

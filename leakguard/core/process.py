@@ -53,7 +53,7 @@ def _forget_scopes(scope: Scope | None) -> None:
     while scope is not None:  # what came back, too: the parent tells of it at the scope's end
         scope.open_connections.clear()
         scope.open_sessions.clear()
-        scope.notable.clear()
+        vars(scope).pop("notable", None)
         scope = scope.parent
 
 

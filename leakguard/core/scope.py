@@ -111,6 +111,9 @@ class Scope:
     """The block of `allow` that is another request's, in whose context this one began."""
     strand: ref[Any] | None = None
     """The task of trio's or greenlet of gevent's that opened it, where it was one."""
+    notable: deque[ConnectionHold] | None = None
+    """Connections that came back or were collected, about which there is something to say when the
+    scope ends. Taking the first one out of a deque is atomic."""
     sessions_collected: Tally | None = None
     """Its sessions that the garbage collector took, because nobody closed them."""
     sessions_unclosed: Tally | None = None
@@ -157,10 +160,6 @@ class Scope:
         # whoever gets it deals with it. Apart, because sessions may be many.
         self.open_connections: dict[Hold, None] = {}
         self.open_sessions: dict[Hold, None] = {}
-        # Taking the first one out of a deque is atomic, too.
-        self.notable: deque[ConnectionHold] = deque()
-        """Connections that came back or were collected, about which there is something to say when
-        the scope ends."""
 
     def _begin_in(self, around: Scope) -> None:
         """Begin within another scope, which may have ended."""
@@ -214,6 +213,13 @@ class Scope:
     def serves(self, stack: Stack) -> bool:  # noqa: ARG002  (most scopes are the work of one)
         """Return whether work that is there is seen to do what the scope was opened for."""
         return False
+
+    def note(self, hold: ConnectionHold) -> int:
+        """Keep one of which there is something to say at the end; return how many there are."""
+        # Only now: an empty one has 760 bytes. Atomic, because another thread may be at it, too.
+        notable: deque[ConnectionHold] = vars(self).setdefault("notable", deque())
+        notable.append(hold)
+        return len(notable)
 
     def take_out(self, hold: Hold) -> bool:
         """Take a hold out; `False` where somebody else was first, or it never was there."""

@@ -1,0 +1,1 @@
+"""What leakguard adds to a clean request, counted exactly."""
