@@ -178,6 +178,7 @@ INTERNAL: dict[type, set[str]] = {
         *("opened_at", "closed_at", "responded_at", "open_connections", "open_sessions"),
         *("notable", "note", "take_out", "take_all_out", "note_exception", "handled_outside"),
         *("endpoint", "foreign_block", "sessions_collected", "sessions_unclosed", "serves"),
+        "iterated",
         "strand",
     },
     Finding: {"mistake"},
