@@ -1,4 +1,4 @@
-"""What the pytest plugin costs a suite of 1,000 trivial tests: python benchmarks/pytest_plugin.py.
+"""What the pytest plugin costs a suite of 1,000 trivial tests: python -m benchmarks.pytest_plugin.
 
 Every round runs pytest once in each way, in an order of its own, so that a machine that drifts hits
 all alike. What is compared is the CPU time of the process, in the same round.

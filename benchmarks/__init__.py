@@ -1,0 +1,1 @@
+"""What leakguard costs, measured beside what people use instead."""
