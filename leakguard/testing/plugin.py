@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from leakguard.testing.watch import Refers
 
 _PART: Final = pytest.StashKey[Part]()
+_WISH: Final = pytest.StashKey[tuple[int, Wish]]()
+"""What a test wanted when it was collected, and how many markers it had then."""
 _LEAKS: Final = pytest.StashKey[dict[str, list["Leak"]]]()
 """What was found of a test, and of the fixtures that ended with it, by their names."""
 _OURS: Final = pytest.StashKey[bool]()
@@ -79,7 +81,7 @@ class LeakPlugin:
     def _end(self, item: pytest.Item) -> None:
         findings = self.watch.end(item.stash[_PART], self._keepers())
         del item.stash[_PART]
-        wish = read_wish(item, self._run)  # now: a marker may have been added at any time
+        wish = self._wish_of(item)
         if wish != self._default:
             self._wishes[item.nodeid] = wish
         if findings:
@@ -89,6 +91,12 @@ class LeakPlugin:
             _raise(
                 leaks for name, leaks in item.stash[_LEAKS].items() if passed or name != item.nodeid
             )
+
+    def _wish_of(self, item: pytest.Item) -> Wish:
+        markers, wish = item.stash.get(_WISH, (None, self._default))
+        if markers != len(item.own_markers):  # one may have been added at any time
+            return read_wish(item, self._run)
+        return wish
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(
@@ -141,7 +149,7 @@ class LeakPlugin:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Refuse bad markers before the first test runs."""
         for item in items:
-            read_wish(item, self._run)
+            item.stash[_WISH] = len(item.own_markers), read_wish(item, self._run)
 
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
@@ -153,10 +161,10 @@ class LeakPlugin:
         if self._others_run_tests:
             return None
         item.stash[_OURS] = True
-        place = item.location
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=place)
+        place, ihook = item.location, item.ihook
+        ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=place)
         run_test(item, nextitem, self._fail)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=place)
+        ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=place)
         return True
 
     @cached_property

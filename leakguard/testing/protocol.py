@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pluggy
 import pytest
 from _pytest import runner
 
@@ -22,25 +23,26 @@ def run_test(item: pytest.Item, nextitem: pytest.Item | None, judge: Judge) -> N
     """
     function: Any = item
     call: pytest.TestReport | None = None
+    ihook = item.ihook  # once: to ask for it takes as long as all that is done here
     try:
         if call_and_report(item, "setup").passed:
-            call = _call(item)
+            call = _call(item, ihook)
         if item.session.shouldfail or item.session.shouldstop:
             nextitem = None
         teardown = call_and_report(item, "teardown", log=False, nextitem=nextitem)
         judge(item, call, teardown)
-        _log(item, call)
+        _log(ihook, call)
         call = None
-        _log(item, teardown)
+        _log(ihook, teardown)
         _tear_down_the_rest(item, nextitem)
     finally:
-        _log(item, call)  # where something ends the run in the middle of the teardown
+        _log(ihook, call)  # where something ends the run in the middle of the teardown
         if hasattr(item, "_request"):  # as pytest does: to keep nothing of the fixtures
             function._request = False  # noqa: SLF001
             function.funcargs = None
 
 
-def _call(item: pytest.Item) -> pytest.TestReport | None:
+def _call(item: pytest.Item, ihook: pluggy.HookRelay) -> pytest.TestReport | None:
     """Run the test itself, and return its report where that is to wait."""
     only_setup = bool(item.config.getoption("setuponly"))
     if item.config.getoption("setupshow"):
@@ -50,13 +52,13 @@ def _call(item: pytest.Item) -> pytest.TestReport | None:
     report = call_and_report(item, "call", log=False)
     if report.passed or _unexpectedly_passed(report):
         return report
-    _log(item, report)
+    _log(ihook, report)
     return None
 
 
-def _log(item: pytest.Item, report: pytest.TestReport | None) -> None:
+def _log(ihook: pluggy.HookRelay, report: pytest.TestReport | None) -> None:
     if report is not None:
-        item.ihook.pytest_runtest_logreport(report=report)
+        ihook.pytest_runtest_logreport(report=report)
 
 
 def _tear_down_the_rest(item: pytest.Item, nextitem: pytest.Item | None) -> None:
@@ -68,7 +70,7 @@ def _tear_down_the_rest(item: pytest.Item, nextitem: pytest.Item | None) -> None
         call = pytest.CallInfo[None].from_call(lambda: end(None), "teardown", reraise=ends_run)
         report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
         if report.failed:
-            _log(item, report)
+            _log(item.ihook, report)
 
 
 def fail(report: pytest.TestReport, text: str) -> None:
