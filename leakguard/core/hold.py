@@ -104,7 +104,6 @@ class Hold:
     @property
     def subject(self) -> object:
         """The session or connection itself; `None` where it is gone. Not to be kept."""
-        return None
 
     @property
     def open(self) -> bool:

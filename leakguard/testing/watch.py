@@ -94,15 +94,7 @@ class TestWatch:
         self._at_work.remove(part)
         if part.stage is None or self._stages is None:
             return []
-        return self._stages.end(part.stage, self._stages_of(keepers))
-
-    def _stages_of(self, keepers: Iterable[tuple[Part, Refers]]) -> Iterator[tuple[Stage, Refers]]:
-        for fixture, refers_to in keepers:
-            if fixture.stage is None:  # begun before SQLAlchemy was imported
-                self.enter(fixture)
-                self.leave(fixture)
-            if fixture.stage is not None:
-                yield fixture.stage, refers_to
+        return self._stages.end(part.stage, _stages_of(keepers, self._stages))
 
     def findings(self) -> tuple[Finding, ...]:
         """Return what was found so far of the part that is at work."""
@@ -134,3 +126,14 @@ class TestWatch:
         stages.start()
         for part in self._at_work:
             part.stage = stages.begin(part.name, part.kind)
+
+
+def _stages_of(
+    keepers: Iterable[tuple[Part, Refers]], stages: Stages
+) -> Iterator[tuple[Stage, Refers]]:
+    for fixture, refers_to in keepers:
+        stage = fixture.stage
+        if stage is None:  # begun before SQLAlchemy was imported
+            stage = fixture.stage = stages.begin(fixture.name, fixture.kind)
+            stages.leave(stage)
+        yield stage, refers_to

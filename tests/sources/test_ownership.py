@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 from sqlalchemy.orm import sessionmaker as make_factory
-from sqlalchemy.pool import QueuePool, SingletonThreadPool
+from sqlalchemy.pool import QueuePool, SingletonThreadPool, _ConnectionFairy  # pyright: ignore[reportPrivateUsage]  # no public name
 
 from leakguard import Finding, FindingKind, LeakGuard, Severity
 from leakguard.core.scope import AMBIENT, Scope
@@ -477,6 +477,26 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     engine = create_engine(f"sqlite:///{tmp_path / 'one.db'}", poolclass=request.param)
     yield engine
     engine.dispose()
+
+
+def test_what_was_out_before_is_given_again(recorder: Recorder, one_per_thread: Engine) -> None:
+    """Nobody knows of it; what somebody wrapped around SQLAlchemy's method stays in use."""
+    pools: Any = _ConnectionFairy
+
+    def wrapped(self: Any) -> Any:
+        return original(self)
+
+    with one_per_thread.connect():
+        with LeakGuard(mode="testing", observers=[recorder]) as guard:
+            with guard.scope("job"), one_per_thread.connect():
+                assert guard.open_holds() == ()
+            original = pools._checkout_existing  # noqa: SLF001
+            pools._checkout_existing = wrapped  # noqa: SLF001
+        with one_per_thread.connect() as connection:  # by leakguard's wrapper, which is not in use
+            connection.execute(QUERY)
+        pools._checkout_existing = original  # noqa: SLF001
+        one_per_thread.connect().close()
+    assert recorder.findings == []
 
 
 def test_two_scopes_that_share_a_connection_for_a_while(
@@ -966,6 +986,30 @@ def test_between_two_steps_of_a_generator_its_scope_is_not_at_work(
     with guard, engine.connect():
         pass
     assert recorder.kinds == []
+
+
+def test_what_a_generator_has_started_works_in_its_scope(guard: LeakGuard, engine: Engine) -> None:
+    """Also between two steps of it."""
+    took, go_on = threading.Event(), threading.Event()
+
+    def take() -> None:
+        with engine.connect():
+            took.set()
+            assert go_on.wait(PATIENCE)
+
+    def read() -> Iterator[threading.Thread]:
+        with guard.scope("read"):
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(take,))
+            yield thread
+
+    generator = read()
+    thread = next(generator)
+    thread.start()
+    assert took.wait(PATIENCE)
+    assert scopes_out(guard) == ["read"]
+    go_on.set()
+    thread.join()
+    assert list(generator) == []
 
 
 def test_between_two_steps_of_an_asynchronous_generator(
