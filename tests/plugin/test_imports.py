@@ -56,6 +56,22 @@ def test_in_a_wider_fixture(pytester: pytest.Pytester, run_apart: Run) -> None:
     )
 
 
+def test_in_a_test_before_the_teardown_of_a_wider_fixture(
+    pytester: pytest.Pytester, run_apart: Run
+) -> None:
+    """What the fixture takes then is its own."""
+    pytester.makepyfile(
+        LATE + "@pytest.fixture(scope='module')\n"
+        "def leaky():\n"
+        "    yield\n"
+        "    take()\n"
+        "def test_imports(leaky): import sqlalchemy\n"
+    )
+    result = run_apart("--leakguard=error")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["module fixture leaky of * leaks, *"])
+
+
 def test_in_the_teardown_of_a_wider_fixture(pytester: pytest.Pytester, run_apart: Run) -> None:
     """It had begun and was left when nothing was there to see."""
     pytester.makepyfile(
