@@ -499,13 +499,15 @@ def test_what_was_out_before_is_given_again(recorder: Recorder, one_per_thread: 
     assert recorder.findings == []
 
 
-def test_two_scopes_that_share_a_connection_for_a_while(
-    guard: LeakGuard, recorder: Recorder, shared: Engine
-) -> None:
-    """The first one has given back its own; the second one goes on with it, and does so, too."""
-    overlapping(guard, used_by_session(shared), used_by_session(shared))
-    assert errors(recorder) == []
-    assert guard.open_holds() == ()
+def test_two_scopes_that_share_a_connection_for_a_while(recorder: Recorder, shared: Engine) -> None:
+    """The first one has given back its own; the second one goes on with it, and does so, too.
+
+    It may go on for as long as it likes: that is not waited for.
+    """
+    with LeakGuard(mode="testing", observers=[recorder], late_after=0.0) as guard:
+        overlapping(guard, used_by_session(shared), used_by_session(shared))
+        assert errors(recorder) == []
+        assert guard.open_holds() == ()
 
 
 def test_of_two_such_scopes_the_one_that_leaks_is_named(
@@ -517,6 +519,21 @@ def test_of_two_such_scopes_the_one_that_leaks_is_named(
     assert leak.scope is not None
     assert leak.scope.name == "second"
     give_back()
+
+
+def test_the_one_that_leaks_may_be_outside_of_any_scope(
+    recorder: Recorder, one_per_thread: Engine
+) -> None:
+    """It has no scope that could be judged instead."""
+    with LeakGuard(mode="testing", observers=[recorder], late_after=0.0) as guard:
+        outside = Session(one_per_thread)
+        with guard.scope("job"), Session(one_per_thread) as inside:
+            inside.execute(QUERY)
+            outside.execute(QUERY)
+        [leak] = errors(recorder)
+        assert leak.scope is not None
+        assert leak.scope.name == "job"
+        outside.close()
 
 
 def test_the_one_that_leaks_may_have_ended_before(
