@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from leakguard.core.callsite import Place, place_of
+from leakguard.core.callsite import Place, is_generator, place_of
 from leakguard.core.scope import Scope
 from leakguard.exceptions import LeakGuardError
 
@@ -74,9 +73,6 @@ def _is_iterated(frame: FrameType) -> bool:
     That of a context manager, a fixture or a dependency is resumed by a library, and what is done
     between its two steps is done in its scope.
     """
-    if not frame.f_code.co_flags & _GENERATES:
+    if not is_generator(frame.f_code):
         return False
     return frame.f_back is not None and place_of(frame.f_back) is Place.USER
-
-
-_GENERATES: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR

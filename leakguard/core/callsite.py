@@ -247,6 +247,11 @@ def place_of(frame: FrameType) -> Place:
     return place
 
 
+def is_generator(code: CodeType) -> bool:
+    """Return whether to call a function with that code makes a generator, and runs nothing yet."""
+    return bool(code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR))
+
+
 def _module(variables: dict[str, Any]) -> str:
     """Name the module, also where it was started by `python -m` and so is the main one."""
     return str(getattr(variables.get("__spec__"), "name", None) or variables.get("__name__"))

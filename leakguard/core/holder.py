@@ -21,7 +21,6 @@ from leakguard.core.tasks import AnyTask, running_loop
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable
 
     from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
@@ -161,7 +160,7 @@ class ThreadHolder:
 
     def __init__(self, run: weakref.ref[_ThreadRun], thread: int, frame: FrameType) -> None:
         self._run = run
-        self._greenlet = current_greenlet()
+        self._greenlet = _current_greenlet()
         self.number = thread
         self._frame = id(frame)
         self._code = frame.f_code
@@ -187,9 +186,10 @@ class ThreadHolder:
             return True
         # Where the thread runs a greenlet, as an event loop of its own may, that one's stack is all
         # there is to see of it.
-        greenlet = self._greenlet()
-        waits = [] if greenlet is None else greenlet_stack(greenlet)
-        return bool(waits) and is_on_stack(self._frame, self._code, waits)
+        greenlet = None if self._greenlet is None else self._greenlet()
+        if greenlet is None:
+            return False
+        return is_on_stack(self._frame, self._code, greenlet_stack(greenlet))
 
     def stack(self) -> Stack:
         """Return where the thread is, while it runs that function."""
@@ -240,15 +240,11 @@ def _current_thread_holder(thread: int, frame: FrameType | None) -> ThreadHolder
     return run.holder
 
 
-def _nothing() -> None:
-    """Stand for a reference to a greenlet where there are none."""
-
-
-def current_greenlet() -> Callable[[], Any]:
-    """Return a weak reference to the greenlet that runs now, where anybody uses greenlets."""
+def _current_greenlet() -> weakref.ref[Any] | None:
+    """Refer to the greenlet that runs now; `None` where nobody uses greenlets."""
     greenlets = modules.get("greenlet")
     get: Any = getattr(greenlets, "getcurrent", None)  # it may still be being imported
-    return _nothing if get is None else weakref.ref(get())
+    return None if get is None else weakref.ref(get())
 
 
 def _outermost_frame(frame: FrameType) -> FrameType:

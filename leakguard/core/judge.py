@@ -156,9 +156,7 @@ class Judge:
         elif hold.came_back or not hold.open:
             self._gone(hold)
             self._judge_gone(hold)
-        elif hold.shared and session is not None and _hand_on(hold, session, scope):
-            return
-        elif not hold.ambiguous:
+        elif not (hold.ambiguous or _is_handed_on(hold)):
             if session is not None:
                 session.connection_lost = True
             self._decide(_Wait(hold, hold.scope or scope, loop_ref()))
@@ -299,13 +297,16 @@ class Judge:
             self._gone(hold)
 
 
-def _hand_on(hold: ConnectionHold, session: SessionHold, ended: Scope) -> bool:
+def _is_handed_on(hold: ConnectionHold) -> bool:
     """Leave a connection to the scope of the session that has it by now; `True` if that goes on.
 
     Where several sessions share one, as in a `SingletonThreadPool`, that may be another request's.
     """
+    session = hold.session
+    if not hold.shared or session is None or session.guard is not hold.guard:
+        return False
     scope = session.scope
-    if scope is None or scope is ended or session.guard is not hold.guard:
+    if scope is None:
         return False
     if scope.closed_at is None:
         hold.guard.hand_over(hold, hold.guard, scope)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dis
 import gc
-import inspect
 import sys
 from collections import deque
 from functools import partial
@@ -26,7 +25,7 @@ from types import (
 )
 from typing import TYPE_CHECKING, Any, Final
 
-from leakguard.core.callsite import Place, classify
+from leakguard.core.callsite import Place, classify, is_generator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -94,7 +93,7 @@ def _of_function(function: FunctionType, *, tears_down: bool) -> Iterator[tuple[
     for part in (function.__closure__, function.__defaults__, function.__kwdefaults__):
         yield part, tears_down
     yield function.__dict__, False
-    if tears_down and not function.__code__.co_flags & _GENERATES:  # to call that runs nothing
+    if tears_down and not is_generator(function.__code__):
         yield from _named(function.__code__, -1, function.__globals__)
 
 
@@ -131,7 +130,6 @@ def _names(code: CodeType, after: int) -> Iterator[str]:
             yield from _names(instruction.argval, -1)
 
 
-_GENERATES: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _BETWEEN: Final[tuple[type[Any], ...]] = (partial, MethodType, CellType, tuple)
 """What stands between a finalizer and the function that it calls in the end."""
 _PASSED_OVER: Final[tuple[type[Any], ...]] = (

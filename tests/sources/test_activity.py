@@ -275,6 +275,23 @@ def test_rows_that_sqlalchemy_has_read_ahead_are_use(watching: LeakGuard, engine
         assert hold.tells_idleness
 
 
+class Odd(Context):
+    """The context of a dialect whose results are none of SQLAlchemy's."""
+
+    def _setup_result_proxy(self) -> object:
+        return "rows"
+
+
+def test_whatever_a_dialect_returns_the_program_gets() -> None:
+    """Its result is looked into where there is something to see."""
+    context = Odd()
+    execution = Execution(context, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    execution.follow_result()
+    for _ in range(2):
+        assert context._setup_result_proxy() == "rows"  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as SQLAlchemy does
+    assert execution.tells
+
+
 class Closed(Context):
     """A context whose cursor was closed, and whose rows are all read."""
 

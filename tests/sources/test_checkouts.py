@@ -379,6 +379,24 @@ def test_a_pool_without_a_limit_has_no_capacity(
     engine.dispose()
 
 
+class NamesItsLimit(NullPool):
+    """A pool of the user's that means something else by the name of SQLAlchemy's."""
+
+    _max_overflow = "none"
+
+
+def test_whatever_a_pool_says_of_its_limit_it_is_watched(
+    guard: LeakGuard, recorder: Recorder, tmp_path: Path
+) -> None:
+    """What cannot be understood is no reason to know nothing."""
+    file = tmp_path / "own.db"
+    engine = create_engine(f"sqlite:///{file}", poolclass=NamesItsLimit)
+    with guard.scope("job"):
+        connection = engine.connect()
+    assert recorder.kinds == [FindingKind.LEAKED]
+    connection.close()
+
+
 class CountsByTenant(QueuePool):
     """A pool of the user's, with a `checkedout()` of its own."""
 

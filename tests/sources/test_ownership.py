@@ -479,6 +479,19 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+def test_nobody_knows_of_a_connection_outside_of_any_scope_either(
+    guard: LeakGuard, recorder: Recorder, one_per_thread: Engine
+) -> None:
+    """As of work beside the requests, on the same event loop."""
+    outside = contextvars.copy_context()
+    with guard.scope("job"):
+        own = one_per_thread.connect()
+        other = outside.run(one_per_thread.connect)
+        own.close()
+    assert errors(recorder) == []
+    other.close()
+
+
 def test_what_was_out_before_is_given_again(recorder: Recorder, one_per_thread: Engine) -> None:
     """Nobody knows of it; what somebody wrapped around SQLAlchemy's method stays in use."""
     pools: Any = _ConnectionFairy

@@ -98,7 +98,7 @@ class Execution:
             context: Any = self._context()
             delattr(context, _SET_UP)
             result = getattr(context, _SET_UP)()
-            setattr(context, _ROWS, result.cursor_strategy)
+            setattr(context, _ROWS, getattr(result, "cursor_strategy", None))
             return result
 
         setattr(self._context(), _SET_UP, set_up)  # of this one alone, and for once

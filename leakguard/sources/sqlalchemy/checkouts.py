@@ -256,8 +256,8 @@ class Checkouts:
     def _taken_again(self, hold: Checkout | None) -> None:
         if hold is not None:
             hold.facts.nests = True  # also where a pool of the user's does so
-            scope = current_scope.get()
-            if scope is not None and scope is not hold.scope:
+            _, scope = self._guards.guard_for(current_scope.get(), hold.facts.ref())
+            if scope is not hold.scope:
                 hold.used_in_several = True
 
     def _on_static_reset(

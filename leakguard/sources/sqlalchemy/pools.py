@@ -82,7 +82,8 @@ def pool_facts(
 
 
 def _may_wait(pool: Pool) -> bool:
-    unlimited = getattr(pool, "_max_overflow", 0) < 0
+    overflow: object = getattr(pool, "_max_overflow", None)  # of a class of the user's, anything
+    unlimited = isinstance(overflow, int) and overflow < 0
     return not (unlimited or isinstance(pool, NullPool | SingletonThreadPool))
 
 
