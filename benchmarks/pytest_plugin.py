@@ -24,7 +24,7 @@ WAYS = {
 }
 BASE = "without"
 # Other plugins of this environment would only blur the picture.
-OTHERS = ["randomly", "asyncio", "anyio", "xdist", "hypothesispytest", "cacheprovider"]
+OTHERS = ["randomly", "asyncio", "anyio", "xdist", "hypothesispytest", "rerunfailures"]
 TRIVIAL = "def test_{number}(): assert True\n"
 WITH_SQLALCHEMY = "import sqlalchemy.orm, sqlalchemy.ext.asyncio\n"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from leakguard.testing.options import Reaction, Run, add_options, read_run, read_wish
+from leakguard.testing.options import Reaction, Run, add_options, marked, read_run, read_wish
 
 if TYPE_CHECKING:
     from leakguard.testing.fixture import LeakGuardFixture
@@ -33,22 +33,23 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     run = config.stash[_RUN] = read_run(config)
     # The one that distributes tests to workers collects none, and has to gather what they find.
-    distributes = config.getoption("dist", "no") != "no"
-    if run.reaction is not Reaction.OFF or distributes:
+    if run.reaction is not Reaction.OFF or run.distributed:
         _begin(config)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin where a test wants what the run does not."""
+    """Refuse bad markers before the first test runs, and begin where a test wants it."""
+    run = config.stash[_RUN]
+    wishes = [read_wish(item, run) for item in marked(items)]
     if _PLUGIN in config.stash:
         return
-    run = config.stash[_RUN]
-    for item in items:
-        wanted = read_wish(item, run).reaction is not Reaction.OFF
-        if wanted or "leakguard" in getattr(item, "fixturenames", ()):
-            _begin(config).pytest_collection_modifyitems(items)
-            return
+    if any(wish.reaction is not Reaction.OFF for wish in wishes) or any(map(_uses_fixture, items)):
+        _begin(config)
+
+
+def _uses_fixture(item: pytest.Item) -> bool:
+    return "leakguard" in getattr(item, "fixturenames", ())
 
 
 def _begin(config: pytest.Config) -> LeakPlugin:

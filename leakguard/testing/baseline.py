@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import pytest
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 _VERSION: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """A leak that is known."""
 
     fingerprint: str
@@ -28,7 +26,7 @@ class Known:
 
 
 class Baseline:
-    """What a file says is known; nothing where there is none."""
+    """What a file says is known; nothing where there is no such file yet."""
 
     def __init__(self, known: tuple[Known, ...] = ()) -> None:
         self._known: dict[str, Known] = {one.fingerprint: one for one in known}
@@ -67,13 +65,11 @@ class Baseline:
         return len(leaks)
 
 
-def read_baseline(path: Path | None, *, may_be_missing: bool) -> Baseline:
+def read_baseline(path: Path, *, may_be_missing: bool) -> Baseline:
     """Read a baseline.
 
     Raises `pytest.UsageError` where there is no such file, or it is something else.
     """
-    if path is None:
-        return Baseline()
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

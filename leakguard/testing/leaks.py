@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
@@ -29,14 +28,14 @@ class Leak(TypedDict):
     """What `Finding.to_dict()` says."""
 
 
-@dataclass(slots=True)
 class Group:
     """Equal leaks."""
 
-    first: Leak
-    count: int = 0
-    stages: dict[str, None] = field(default_factory=dict[str, None])
-    """The tests and fixtures that made it, in their order; a dict as an ordered set."""
+    def __init__(self, first: Leak) -> None:
+        self.first = first
+        self.count = 0
+        self.stages: dict[str, None] = {}
+        """The tests and fixtures that made it, in their order; a dict as an ordered set."""
 
 
 class Leaks:

@@ -1,16 +1,19 @@
-"""What a run of tests, and a test, want to be done about leaks: ini, options and markers."""
+"""What a run of tests, and a test, want to be done about leaks: ini, options and markers.
+
+pytest imports this wherever leakguard is installed: no dataclasses, each of which would take as
+long to make as two tests.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from leakguard.core.finding import Finding
 
@@ -31,13 +34,13 @@ class Reaction(StrEnum):
 KINDS: Final = ("leaked", "reclaimed", "held", "pool_exhausted")
 """The kinds of findings that are of severity warning or error: those that a test can fail by."""
 
+_MARKER: Final = "leakguard"
 _SAME: Final = ("leaked", "reclaimed")
 """One mistake: whether the garbage collector came before the end of the test is chance."""
 _REACTIONS: Final = ", ".join(repr(reaction.value) for reaction in Reaction)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """What the run wants."""
 
     reaction: Reaction
@@ -47,10 +50,11 @@ class Run:
     """Whether to write that file, and not to fail by what goes into it."""
     report: Path | None
     """The file to write all findings to."""
+    distributed: bool
+    """Whether tests run in workers of pytest-xdist, and none in this process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """What a test wants."""
 
     reaction: Reaction
@@ -110,7 +114,28 @@ def read_run(config: pytest.Config) -> Run:
             f"{name} has no effect while leaks are not looked for: add --leakguard=error (or "
             "warn), or set leakguard = error in the ini file"
         )
-    return Run(reaction, baseline, update, report)
+    distributed = config.getoption("dist", "no") != "no"
+    return Run(reaction, baseline, update, report, distributed)
+
+
+def marked(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
+    """Yield the tests that have a marker of leakguard's, on themselves or around them.
+
+    As `iter_markers` would tell; but that takes its time, for tests that are many.
+    """
+    around: dict[object, bool] = {None: False}
+    for item in items:
+        if _is_marked(item, around):
+            yield item
+
+
+def _is_marked(node: pytest.Item | pytest.Collector, around: dict[object, bool]) -> bool:
+    if any(marker.name == _MARKER for marker in node.own_markers):
+        return True
+    parent: Any = node.parent
+    if parent not in around:
+        around[parent] = _is_marked(parent, around)
+    return around[parent]
 
 
 def read_wish(node: pytest.Item | pytest.Collector, run: Run) -> Wish:
@@ -121,7 +146,7 @@ def read_wish(node: pytest.Item | pytest.Collector, run: Run) -> Wish:
     """
     reaction: Reaction | None = None
     ignore: list[Ignored] = []
-    for marker in node.iter_markers("leakguard"):
+    for marker in node.iter_markers(_MARKER):
         try:
             wanted, ignored = _read_marker(marker)
         except ValueError as error:

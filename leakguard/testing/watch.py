@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from leakguard.sources.imports import when_imported
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
 _SOURCE: Final = "leakguard.sources.sqlalchemy"
 
 
-@dataclass(slots=True, eq=False)
 class Part:
     """What has a stage as soon as there is something to see: a test, or a wider fixture."""
 
-    name: str
-    kind: Kind
-    stage: Stage | None = None
-    """`None` while SQLAlchemy is not imported."""
+    def __init__(self, name: str, kind: Kind) -> None:
+        self.name = name
+        self.kind: Kind = kind
+        self.stage: Stage | None = None
+        """`None` while SQLAlchemy is not imported."""
 
 
 class TestWatch:

@@ -72,36 +72,6 @@ def test_the_workers_share_the_baseline(write: Write, pytester: pytest.Pytester)
     result.stdout.fnmatch_lines(["1 leak of the baseline, in 3 tests"])
 
 
-def test_a_plugin_that_runs_the_tests_its_own_way(write: Write, pytester: pytest.Pytester) -> None:
-    """As one that runs those that fail again: the leak is an error of the test's teardown."""
-    pytester.makeconftest(
-        "import pytest\n"
-        "from _pytest.runner import runtestprotocol\n"
-        "def pytest_runtest_protocol(item, nextitem):\n"
-        "    runtestprotocol(item, nextitem=nextitem)\n"
-        "    return True\n"
-    )
-    write(
-        "@pytest.fixture(scope='module')\n"
-        "def leaky():\n"
-        "    take()\n"
-        "    yield\n"
-        "def test_leaks(): take()\n"
-        "def test_behaves(): behave()\n"
-        "def test_skipped(leaky): pytest.skip('later')\n"
-    )
-    result = pytester.runpytest_subprocess("--leakguard=error", "-pno:randomly")
-    result.assert_outcomes(passed=2, skipped=1, errors=2)
-    result.stdout.fnmatch_lines(
-        [
-            "*ERROR at teardown of test_leaks*",
-            "leaked: test_suite.py::test_leaks *",
-            "*ERROR at teardown of test_skipped*",
-            "leaked: module fixture leaky of test_suite.py *",
-        ]
-    )
-
-
 def test_markers_alone_are_enough(write: Write, pytester: pytest.Pytester) -> None:
     """The run collects no tests itself, and has the summary all the same."""
     write("@pytest.mark.leakguard('error')\ndef test_leaks(): take()\n")
