@@ -12,7 +12,9 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from leakguard import LeakGuard
+from leakguard.core.finding import Finding
 from leakguard.core.scope import AMBIENT
+from leakguard.core.watch import WATCH
 from leakguard.testing.stages import Stages
 from tests.support import PATIENCE
 
@@ -95,6 +97,40 @@ def test_a_verdict_that_waits_for_a_server_is_waited_for(engine: Engine, at_the_
         if not at_the_end:
             stages.end(stage)
         server.join()
+    stages.stop()
+
+
+class Slow(Stages):
+    """Hears of a finding late: the thread that tells of it waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told_of_one, self.go_on = threading.Event(), threading.Event()
+
+    def found(self, finding: Finding) -> None:
+        self.told_of_one.set()
+        self.go_on.wait(PATIENCE)
+        super().found(finding)
+
+
+def test_what_the_collector_did_is_waited_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was taken outside of any test; the thread that tells of it may be at it."""
+    stages = Slow()
+    stages.start()
+    drain = WATCH.drain
+
+    def drain_meanwhile(timeout: float) -> bool:
+        stages.go_on.set()
+        return drain(timeout)
+
+    monkeypatch.setattr(WATCH, "drain", drain_meanwhile)
+    engine.raw_connection()  # and nobody keeps it
+    gc.collect()
+    assert stages.told_of_one.wait(PATIENCE)
+    [(name, finding)] = stages.take_rest()
+    assert (name, finding.kind.value) == ("", "reclaimed")
     stages.stop()
 
 
