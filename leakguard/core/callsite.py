@@ -258,11 +258,13 @@ def _module(variables: dict[str, Any]) -> str:
 
 
 def _is_typed_in(frame: FrameType) -> bool:
-    """Return whether generated code is the user's: what stands at a prompt or after `python -c`.
+    """Return whether code without a file is the user's: at a prompt, in a doctest, or `python -c`.
 
     A script that is the main module has a file; what is generated in it, such as the methods
     of its dataclasses, is nobody's line.
     """
+    if frame.f_code.co_filename.startswith("<doctest "):
+        return True
     variables = frame.f_globals
     return variables.get("__name__") == "__main__" and "__file__" not in variables
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from threading import Condition
 from typing import TYPE_CHECKING, Literal
 
+from _pytest import runner
+
+from leakguard.core.callsite import mark_boundary
 from leakguard.core.guard import Guard
 from leakguard.core.observer import Observer
 from leakguard.core.process import INSTALLED, observe_everywhere, observe_no_more
@@ -196,3 +199,7 @@ def _under_way(stage: Stage) -> bool:
     """Return whether a request of it is on a loop that goes on in another thread."""
     loops = (None if scope.loop is None else scope.loop() for scope in stage.requests.copy())
     return runs_elsewhere(loop for loop in loops if loop is not None)
+
+
+# What is around a test, such as a worker of pytest-xdist, is none of its lines.
+mark_boundary(runner.__file__)

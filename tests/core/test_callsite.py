@@ -339,6 +339,11 @@ def test_generated_code_is_nobody_s() -> None:
     assert call_from("<string>", captured).function == "call_from"
 
 
+def test_what_stands_in_a_doctest_is_the_user_s() -> None:
+    """Its name says which example it is."""
+    assert call_from("<doctest app.db[0]>", captured).file == "<doctest app.db[0]>"
+
+
 def test_a_template_is_passed_over() -> None:
     """Jinja's code has the template's file, and lines that the template does not have."""
     template = call_from("/srv/app/page.html", captured, __jinja_template__=object())

@@ -10,7 +10,7 @@ from leakguard.testing.describe import leak_of
 from leakguard.testing.leaks import Leaks
 from leakguard.testing.summary import lines, title, workflow_commands
 from tests.core.fakes import make_finding
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import PRELUDE, Run, Write
 
 TESTS = """
 @pytest.mark.parametrize("number", range(5))
@@ -120,3 +120,25 @@ def test_a_leak_of_an_unknown_line_has_no_place() -> None:
     ]
     [command] = workflow_commands(leaks, "error")
     assert command.startswith("::error title=connection leak::100 %25 leaked%0Afix: ")
+
+
+def test_a_doctest_has_no_file_to_annotate(
+    pytester: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report names the example."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    pytester.makepyfile(
+        prelude=PRELUDE, test_suite='"""\n>>> from prelude import *\n>>> take()\n"""'
+    )
+    pytester.makepyfile(
+        inline='"""\n>>> from prelude import *\n>>> kept.append(engine.connect())\n"""'
+    )
+    result = run("--leakguard=error", "--doctest-modules")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["  checked out       <doctest inline[[]1[]]>:1 in <module>"])
+    result.stdout.fnmatch_lines_random(
+        [
+            "::error title=connection leak::leaked: inline.py::inline *",
+            "::error file=prelude.py,line=10,title=connection leak::leaked: test_suite.py::*",
+        ]
+    )

@@ -72,6 +72,20 @@ def test_the_workers_share_the_baseline(write: Write, pytester: pytest.Pytester)
     result.stdout.fnmatch_lines(["1 leak of the baseline, in 3 tests"])
 
 
+def test_a_worker_is_no_part_of_a_test(write: Write, pytester: pytest.Pytester) -> None:
+    """It runs code that it was sent, which has no file."""
+    write("def test_leaks(): take()\n")
+    result = pytester.runpytest_subprocess("--leakguard=error", "-n1", "-pno:randomly")
+    result.stdout.fnmatch_lines(
+        [
+            "  checked out       prelude.py:11 in take",
+            "    called from     test_suite.py:2 in test_leaks",
+            "  last statement    select 1",
+        ],
+        consecutive=True,
+    )
+
+
 def test_markers_alone_are_enough(write: Write, pytester: pytest.Pytester) -> None:
     """The run collects no tests itself, and has the summary all the same."""
     write("@pytest.mark.leakguard('error')\ndef test_leaks(): take()\n")
