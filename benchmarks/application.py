@@ -1,7 +1,6 @@
-"""One application in one way: answers blocks of requests, as many as it is told to on its input.
+"""One application in one way, which answers blocks of requests and takes the CPU time of each.
 
-`benchmarks.requests` starts one of these for each way. It prints the CPU time of a request, in
-microseconds, for each block.
+`benchmarks.requests` starts one of these for each way.
 """
 
 from __future__ import annotations
@@ -9,11 +8,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi import Depends, FastAPI
 from sqlalchemy import create_engine, event, text
@@ -22,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
 
+from benchmarks.children import Figures, answer
 from leakguard import LeakGuardMiddleware
 
 QUERY = text("SELECT 1")
@@ -45,7 +44,22 @@ _WARM_UP = 300
 # --- what a request does --------------------------------------------------------------------------
 
 
-def nothing(app: FastAPI, statements: int) -> None:  # noqa: ARG001  (as the others)
+Result = TypeVar("Result")
+
+
+class Workload(NamedTuple):
+    """What a request does."""
+
+    work: str
+    """A key of `WORK`."""
+    statements: int = 1
+    depth: int = 0
+    """How many functions of the application are between the endpoint and its statements."""
+    url: str = ""
+    """The database; a SQLite in memory where it is empty."""
+
+
+def nothing(app: FastAPI, load: Workload) -> None:  # noqa: ARG001  (as the others)
     """Do no database work."""
 
     @app.get("/item")
@@ -53,11 +67,14 @@ def nothing(app: FastAPI, statements: int) -> None:  # noqa: ARG001  (as the oth
         return 1
 
 
-def sync(app: FastAPI, statements: int) -> None:
+def sync(app: FastAPI, load: Workload) -> None:
     """Use a session of a dependency, both in threads."""
-    engine = create_engine(
-        "sqlite://", poolclass=QueuePool, connect_args={"check_same_thread": False}
-    )
+    if load.url:
+        engine = create_engine(load.url)
+    else:
+        engine = create_engine(
+            "sqlite://", poolclass=QueuePool, connect_args={"check_same_thread": False}
+        )
 
     def get_db() -> Iterator[Session]:
         with Session(engine) as db:
@@ -65,15 +82,20 @@ def sync(app: FastAPI, statements: int) -> None:
 
     @app.get("/item")
     def item(db: Session = Depends(get_db)) -> int:
-        for _ in range(statements):
-            db.execute(QUERY).scalar()
+        for _ in range(load.statements):
+            deeper(load.depth, lambda: db.execute(QUERY).scalar())
         return 1
 
 
-def asynchronous(app: FastAPI, statements: int) -> None:
+def deeper(depth: int, call: Callable[[], Result]) -> Result:
+    """Call it from so many frames further down."""
+    return deeper(depth - 1, call) if depth else call()
+
+
+def asynchronous(app: FastAPI, load: Workload) -> None:
     """Use an asynchronous session of a dependency."""
     engine = create_async_engine(
-        "sqlite+aiosqlite:///file:bench?mode=memory&cache=shared&uri=true",
+        load.url or "sqlite+aiosqlite:///file:bench?mode=memory&cache=shared&uri=true",
         poolclass=AsyncAdaptedQueuePool,  # as with a server: SQLAlchemy's choice for this has one
     )
 
@@ -83,12 +105,17 @@ def asynchronous(app: FastAPI, statements: int) -> None:
 
     @app.get("/item")
     async def item(db: AsyncSession = Depends(get_db)) -> int:
-        for _ in range(statements):
-            (await db.execute(QUERY)).scalar()
+        for _ in range(load.statements):
+            await adeeper(load.depth, lambda: db.execute(QUERY))
         return 1
 
 
-WORK: dict[str, Callable[[FastAPI, int], None]] = {
+async def adeeper(depth: int, call: Callable[[], Awaitable[object]]) -> None:
+    """Await it from so many coroutines further down."""
+    await (adeeper(depth - 1, call) if depth else call())
+
+
+WORK: dict[str, Callable[[FastAPI, Workload], None]] = {
     "nothing": nothing,
     "sync": sync,
     "async": asynchronous,
@@ -125,6 +152,11 @@ def bare(app: FastAPI) -> None:
 def floor(app: FastAPI) -> None:
     """Have an empty middleware, and listeners that do nothing: less is not possible."""
     app.add_middleware(Empty)
+    listen_to_nothing()
+
+
+def listen_to_nothing() -> None:
+    """Have listeners that do nothing, for what leakguard listens to."""
     targets: list[tuple[Any, str]] = [
         *((Pool, name) for name in ("connect", "checkout", "checkin", "close", "detach")),
         (Session, "after_begin"),
@@ -198,7 +230,7 @@ LAST = ("Sentry",)
 # --- the requests ---------------------------------------------------------------------------------
 
 
-def make(way: str, work: str, statements: int) -> FastAPI:
+def make(way: str, load: Workload) -> FastAPI:
     """Make the application."""
     early = way in LAST
     if early:
@@ -206,11 +238,11 @@ def make(way: str, work: str, statements: int) -> FastAPI:
     app = FastAPI()
     if not early:
         WAYS[way](app)  # first: some instrument the engines that are made from then on
-    WORK[work](app, statements)
+    WORK[load.work](app, load)
     return app
 
 
-async def answer(app: FastAPI, requests: int) -> None:
+async def respond(app: FastAPI, requests: int) -> None:
     """Answer requests one after the other."""
 
     async def receive() -> dict[str, Any]:
@@ -232,18 +264,21 @@ def main() -> None:
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("work", choices=WORK)
     parser.add_argument("statements", type=int)
-    arguments = parser.parse_args()
-    app = make(arguments.way, arguments.work, arguments.statements)
+    parser.add_argument("depth", type=int)
+    parser.add_argument("url")
+    arguments = vars(parser.parse_args())
+    app = make(arguments.pop("way"), Workload(**arguments))
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(answer(app, _WARM_UP))
+    loop.run_until_complete(respond(app, _WARM_UP))
     gc.collect()
     gc.freeze()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        requests = int(line)
+
+    def block(requests: int) -> Figures:
         began = time.process_time_ns()
-        loop.run_until_complete(answer(app, requests))
-        print((time.process_time_ns() - began) / requests / 1000, flush=True)
+        loop.run_until_complete(respond(app, requests))
+        return {"micros": (time.process_time_ns() - began) / requests / 1000}
+
+    answer(block)
 
 
 if __name__ == "__main__":
