@@ -5,6 +5,8 @@ pytest imports this module wherever leakguard is installed, so that it imports n
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from inspect import signature
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -53,6 +55,11 @@ def _uses_fixture(item: pytest.Item) -> bool:
 
 
 def _begin(config: pytest.Config) -> LeakPlugin:
+    if "wrapper" not in signature(pytest.hookimpl.__call__).parameters:
+        raise pytest.UsageError(
+            f"to look for connection leaks takes pluggy 1.2 or later, and this is "
+            f"{version('pluggy')}: pip install --upgrade pluggy"
+        )
     from leakguard.testing.plugin import LeakPlugin  # noqa: PLC0415  (not while inert)
 
     plugin = config.stash[_PLUGIN] = LeakPlugin(config, config.stash[_RUN])

@@ -258,7 +258,7 @@ def test_what_the_pytest_plugin_offers_is_documented() -> None:
 
     parser: Any = Parser()
     add_options(parser)
-    assert len(Parser.names) == 5
+    assert len(Parser.names) == 6
     assert all(name in TESTING for name in Parser.names)
     assert {cells[0].strip("`").partition("(")[0] for cells in rows("of the fixture", TESTING)} == {
         name for name in vars(LeakGuardFixture) if not name.startswith("_")

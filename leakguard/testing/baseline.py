@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from leakguard.testing.leaks import Leaks
@@ -28,8 +29,13 @@ class Known(NamedTuple):
 class Baseline:
     """What a file says is known; nothing where there is no such file yet."""
 
-    def __init__(self, known: tuple[Known, ...] = ()) -> None:
+    def __init__(self, path: Path, known: Iterable[Known] = ()) -> None:
+        self._path = path
         self._known: dict[str, Known] = {one.fingerprint: one for one in known}
+
+    def __str__(self) -> str:
+        number = len(self._known)
+        return f"{self._path}: {number} known leak" + "s" * (number != 1)
 
     def __contains__(self, fingerprint: str) -> bool:
         return fingerprint in self._known
@@ -52,17 +58,16 @@ class Baseline:
             others = () if before is None else set(before.tests) - leaks.ran
             tests = tuple(sorted({*others, *group.stages}))
             known[fingerprint] = Known(fingerprint, group.first["headline"], tests)
-        return Baseline(tuple(sorted(known.values(), key=lambda one: one.fingerprint)))
+        return Baseline(self._path, sorted(known.values(), key=lambda one: one.fingerprint))
 
-    def write(self, path: Path) -> int:
-        """Write the file, and return how many leaks it has."""
+    def write(self) -> None:
+        """Write the file."""
         leaks = [
             {"fingerprint": one.fingerprint, "what": one.what, "tests": list(one.tests)}
             for one in self._known.values()
         ]
         text = json.dumps({"leakguard_baseline": _VERSION, "leaks": leaks}, indent=2)
-        path.write_text(text + "\n", encoding="utf-8")
-        return len(leaks)
+        self._path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_baseline(path: Path, *, may_be_missing: bool) -> Baseline:
@@ -74,18 +79,17 @@ def read_baseline(path: Path, *, may_be_missing: bool) -> Baseline:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         if may_be_missing:
-            return Baseline()
+            return Baseline(path)
         raise pytest.UsageError(
-            f"--leakguard-baseline: there is no file {path}; add --leakguard-update-baseline to "
-            "have it written"
+            f"there is no baseline {path}; add --leakguard-update-baseline to have it written"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise pytest.UsageError(f"--leakguard-baseline: cannot read {path}: {error}") from error
+        raise pytest.UsageError(f"cannot read the baseline {path}: {error}") from error
     try:
-        return Baseline(tuple(_parse(json.loads(text))))
+        return Baseline(path, _parse(json.loads(text)))
     except (ValueError, TypeError, KeyError) as error:
         raise pytest.UsageError(
-            f"--leakguard-baseline: {path} is no baseline of leakguard's ({error}); write it with "
+            f"{path} is no baseline of leakguard's ({error}); write it with "
             "--leakguard-update-baseline"
         ) from error
 

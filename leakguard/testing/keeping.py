@@ -25,6 +25,8 @@ from types import (
 )
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
+
 from leakguard.core.callsite import Place, classify, is_generator
 
 if TYPE_CHECKING:
@@ -35,24 +37,32 @@ def kept(value: object, finalizers: Iterable[object], things: Iterable[object]) 
     """Return the `id()` of those `things` that a fixture refers to.
 
     By its value, or by what tears it down: its `finalizers`, a suspended generator among them, with
-    the global variables that are named by what is yet to run of it, and by the user's functions
-    that it calls.
+    the variables that are named by what is yet to run of it, and by the user's functions that it
+    calls. All of them, where that is too much to look through: the fixture will be judged, too.
     """
-    wanted = {id(thing) for thing in things}
+    wanted = {id(thing): thing for thing in things}
     found: set[int] = set()
     # With the objects, so that no number is used twice; and of each whether it may be code that
     # tears the fixture down.
-    seen: dict[tuple[int, bool], object] = {}
-    todo: deque[tuple[object, bool]] = deque([(value, False)])
+    seen: dict[tuple[int, bool], Any] = {}
+    todo: deque[tuple[Any, bool]] = deque([(value, False)])
     todo.extend((finalizer, True) for finalizer in finalizers)
-    while todo and len(seen) < _LIMIT:
+    while todo:
+        if len(seen) >= _LIMIT:
+            return set(wanted)
         one, tears_down = todo.popleft()
         if (id(one), tears_down) in seen:
             continue
         seen[id(one), tears_down] = one
         if id(one) in wanted:
             found.add(id(one))
-        todo.extend(_referents(one, tears_down=tears_down))
+        if _closes_all_sessions(one):
+            found.update(number for number, thing in wanted.items() if _is_session(thing))
+        if _is_a(one, list, tuple, set, frozenset, dict, deque) and len(one) > _LIMIT:
+            return set(wanted)
+        referents = _referents(one, tears_down=tears_down)
+        # The collector does not track what refers to nothing, as strings and numbers.
+        todo.extend(pair for pair in referents if gc.is_tracked(pair[0]))
     return found
 
 
@@ -79,7 +89,7 @@ def _of_generator(generator: Any, *, tears_down: bool) -> Iterator[tuple[object,
         else:
             yield referent, tears_down
     if frame is not None:
-        yield from _named(code, frame.f_lasti, frame.f_globals)
+        yield from _named(code, frame.f_lasti, frame.f_globals, frame.f_locals)
 
 
 def _suspended(generator: Any) -> tuple[CodeType, FrameType | None]:  # noqa: ANN401  (of either type)
@@ -94,21 +104,35 @@ def _of_function(function: FunctionType, *, tears_down: bool) -> Iterator[tuple[
         yield part, tears_down
     yield function.__dict__, False
     if tears_down and not is_generator(function.__code__):
-        yield from _named(function.__code__, -1, function.__globals__)
+        yield from _named(function.__code__, -1, function.__globals__, {})
 
 
-def _named(code: CodeType, after: int, variables: dict[str, Any]) -> Iterator[tuple[object, bool]]:
-    """Yield the global variables that are named by the instructions of a code after an offset.
+def _named(
+    code: CodeType, after: int, variables: dict[str, Any], local: dict[str, Any]
+) -> Iterator[tuple[object, bool]]:
+    """Yield the variables that are named by the instructions of a code after an offset.
 
-    Of a module among them, what is named of it; of a class of the user's, what it has.
+    Of a module among them, or that it imports, what is named of it; of a class of the user's, what
+    it has; of an object of the user's, the methods that are named.
     """
     names = set(_names(code, after))
-    values = [variables[name] for name in names & variables.keys()]
-    for module in [value for value in values if type(value) is ModuleType]:
+    values: list[Any] = [variables[name] for name in names & variables.keys()]
+    values += local.values()
+    modules = [value for value in values if type(value) is ModuleType]
+    modules += [sys.modules[name] for name in names & sys.modules.keys()]
+    for module in modules:
         values += [vars(module)[name] for name in names & vars(module).keys()]
+    if _OF_REQUEST in names:
+        values += [getattr(one, _OF_REQUEST) for one in values if _is_a(one, pytest.FixtureRequest)]
     for value in values:
         of_user = _is_of_user(value)
-        yield dict(vars(value)) if of_user and isinstance(value, type) else value, of_user
+        if not of_user or not isinstance(value, type):
+            yield value, of_user
+        kind = value if isinstance(value, type) else type(value)
+        for base in filter(_is_of_user, kind.__mro__):
+            yield dict(vars(base)), False
+            for name in names & vars(base).keys():
+                yield vars(base)[name], True
 
 
 def _is_of_user(value: object) -> bool:
@@ -126,8 +150,28 @@ def _names(code: CodeType, after: int) -> Iterator[str]:
             continue
         if instruction.opname.startswith(_LOADS):
             yield instruction.argval
+        elif instruction.opname.startswith("IMPORT_NAME"):
+            yield from _prefixes(instruction.argval)
         elif isinstance(instruction.argval, CodeType):
             yield from _names(instruction.argval, -1)
+
+
+def _prefixes(module: str) -> Iterator[str]:
+    """Yield a module with those that it is in, which an import of it makes known, too."""
+    parts = module.split(".")
+    for number in range(len(parts)):
+        yield ".".join(parts[: number + 1])
+
+
+def _closes_all_sessions(function: object) -> bool:
+    name = getattr(function, "__name__", None) if _is_a(function, FunctionType) else None
+    return name == "close_all_sessions" and _package_of(function) == "sqlalchemy"
+
+
+def _is_session(thing: object) -> bool:
+    """Return whether it is a session of SQLAlchemy's, which is imported where there is one."""
+    orm: Any = sys.modules["sqlalchemy.orm"]
+    return isinstance(thing, orm.Session)
 
 
 _BETWEEN: Final[tuple[type[Any], ...]] = (partial, MethodType, CellType, tuple)
@@ -144,9 +188,11 @@ _PASSED_OVER: Final[tuple[type[Any], ...]] = (
 """Types of objects that refer to much that is not theirs."""
 _RUNNERS: Final = frozenset({"_pytest", "pytest", "pluggy", "xdist", "leakguard"})
 """Packages whose objects know all of the run, the test itself included."""
-_LOADS: Final = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD")
+_LOADS: Final = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
+_OF_REQUEST: Final = "cls"
+"""What a fixture asks its request for, beside its module and other things that it does not have."""
 _LIMIT: Final = 50_000
-"""How many objects are looked at, for less than a tenth of a second."""
+"""How many objects are looked at."""
 
 
 def _is_a(one: object, *types: type[Any]) -> bool:
@@ -154,4 +200,8 @@ def _is_a(one: object, *types: type[Any]) -> bool:
 
 
 def _is_of_runner(one: object) -> bool:
-    return str(getattr(type(one), "__module__", "")).partition(".")[0] in _RUNNERS
+    return _package_of(type(one)) in _RUNNERS
+
+
+def _package_of(one: object) -> str:
+    return str(getattr(one, "__module__", "")).partition(".")[0]

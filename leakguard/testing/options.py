@@ -64,12 +64,31 @@ class Wish(NamedTuple):
     def ignores(self, finding: Finding) -> bool:
         """Return whether one of them says so."""
         kinds = _SAME if finding.kind.value in _SAME else (finding.kind.value,)
-        return any(one in kinds if isinstance(one, str) else one(finding) for one in self.ignore)
+        return any(
+            one in kinds if isinstance(one, str) else _says(one, finding) for one in self.ignore
+        )
+
+
+def _says(predicate: Callable[[Finding], bool], finding: Finding) -> bool:
+    try:
+        return predicate(finding)
+    except Exception as error:
+        name = getattr(predicate, "__qualname__", type(predicate).__name__)
+        error.add_note(
+            f"raised by {name}, of @pytest.mark.leakguard(ignore=[...]), when it was asked about:\n"
+            f"{finding}"
+        )
+        raise
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Add the options and the ini setting to pytest's."""
     parser.addini("leakguard", f"What to do about connection leaks: {_REACTIONS}.", default="off")
+    parser.addini(
+        "leakguard_baseline",
+        "A file of leaks that are known, relative to the ini file: only new ones count.",
+        default="",
+    )
     group = parser.getgroup("leakguard", "leaks of database connections")
     group.addoption(
         "--leakguard",
@@ -79,7 +98,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--leakguard-baseline",
         metavar="FILE",
-        help="a file of leaks that are known: only new ones count",
+        help="a file of leaks that are known, in place of the ini setting leakguard_baseline: only "
+        "new ones count",
     )
     group.addoption(
         "--leakguard-update-baseline",
@@ -98,23 +118,31 @@ def read_run(config: pytest.Config) -> Run:
     ini: str = config.getini("leakguard")
     reaction = _reaction("the ini setting leakguard", ini) if option is None else Reaction(option)
     baseline, report = _file(config, "baseline"), _file(config, "report")
+    has_effect = baseline or report
+    baseline = baseline or _file_of_ini(config)
     update = bool(config.getoption("leakguard_update_baseline"))
     if update and baseline is None:
         raise pytest.UsageError(
-            "--leakguard-update-baseline writes the file that --leakguard-baseline names: add "
-            "--leakguard-baseline=FILE"
+            "--leakguard-update-baseline writes the file that --leakguard-baseline or the ini "
+            "setting leakguard_baseline names: add --leakguard-baseline=FILE"
+        )
+    if update and config.getoption("collectonly"):
+        raise pytest.UsageError(
+            "--leakguard-update-baseline writes down the leaks of the tests that run: leave out "
+            "--collect-only"
         )
     if baseline is not None and report is not None and baseline.resolve() == report.resolve():
         raise pytest.UsageError(
             f"--leakguard-report={report} would overwrite the baseline: name another file"
         )
-    if reaction is Reaction.OFF and option is None and (baseline or report):
-        name = "--leakguard-baseline" if baseline else "--leakguard-report"
+    if reaction is Reaction.OFF and option is None and has_effect:
+        name = "--leakguard-report" if report else "--leakguard-baseline"
         raise pytest.UsageError(
             f"{name} has no effect while leaks are not looked for: add --leakguard=error (or "
             "warn), or set leakguard = error in the ini file"
         )
-    distributed = config.getoption("dist", "no") != "no"
+    # As pytest-xdist decides: --dist alone, without workers, has no effect.
+    distributed = config.getoption("dist", "no") != "no" and bool(config.getoption("tx", None))
     return Run(reaction, baseline, update, report, distributed)
 
 
@@ -194,8 +222,19 @@ def _file(config: pytest.Config, name: Literal["baseline", "report"]) -> Path | 
         return None
     if not value:
         raise pytest.UsageError(f"--leakguard-{name} must name a file")
-    path = config.invocation_params.dir / value
+    return _checked(f"--leakguard-{name}={value}", config.invocation_params.dir / value)
+
+
+def _file_of_ini(config: pytest.Config) -> Path | None:
+    value: str = config.getini("leakguard_baseline")
+    if not value:
+        return None
+    folder = config.rootpath if config.inipath is None else config.inipath.parent
+    return _checked(f"the ini setting leakguard_baseline={value}", folder / value)
+
+
+def _checked(setting: str, path: Path) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"cannot be in {path.parent}, which is no folder"
-        raise pytest.UsageError(f"--leakguard-{name}={value}: {path.name} {what}")
+        raise pytest.UsageError(f"{setting}: {path.name} {what}")
     return path

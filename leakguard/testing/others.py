@@ -33,6 +33,7 @@ class OtherProtocol:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
         """Begin a test, before its first fixture."""
+        __tracebackhide__ = True
         self._passed = False
         self._found = {}
         self._part = None if self._plugin.running else self._plugin.begin(item)
@@ -41,6 +42,7 @@ class OtherProtocol:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
         """Judge a test, after its last fixture."""
+        __tracebackhide__ = True
         try:
             result = yield
         finally:  # what its teardown fails by comes first
@@ -60,7 +62,7 @@ class OtherProtocol:
             self._passed = report.passed and not expects_failure(report)
         elif call.when == "teardown" and self._part is not None:
             setattr(report, ATTRIBUTE, self._found)
-            self._plugin.note(item.nodeid, self._found)
+            self._plugin.note(item.nodeid, self._found, passed=self._passed)
         return report
 
 
@@ -69,11 +71,18 @@ class Reports:
 
     def __init__(self, plugin: LeakPlugin) -> None:
         self._plugin = plugin
+        self._passed: set[str] = set()
+        """The tests that have passed, and are yet to be torn down."""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note what was found of a test."""
-        if report.when == "teardown":
-            self._plugin.note(report.nodeid, getattr(report, ATTRIBUTE, {}))
+        nodeid = report.nodeid
+        if report.when == "call" and report.passed and not expects_failure(report):
+            self._passed.add(nodeid)
+        elif report.when == "teardown":
+            found = getattr(report, ATTRIBUTE, {})
+            self._plugin.note(nodeid, found, passed=nodeid in self._passed)
+            self._passed.discard(nodeid)
 
 
 def _raise(found: Iterable[Iterable[Leak]]) -> None:

@@ -40,6 +40,8 @@ class LeakPlugin:
         """The test that runs."""
         self._found: dict[str, list[Leak]] = {}
         """What was found of it, and of the fixtures that ended with it, by their names."""
+        self._wishes: dict[str, Wish] = {}
+        """What wider fixtures that have ended want, where that is not what the run does."""
         self._late: dict[str, list[Leak]] = {}
         """What no test can fail by any more, by the name of the test or fixture; of nobody where
         that is empty."""
@@ -94,18 +96,16 @@ class LeakPlugin:
         self._item = None
         self.watch.end(part)
 
-    def note(self, test: str, found: dict[str, list[Leak]]) -> None:
+    def note(self, test: str, found: dict[str, list[Leak]], *, passed: bool) -> None:
         """Note that a test has run, and what was found of it and of fixtures that ended with it."""
-        self._leaks.ran.add(test)
-        for name, leaks in found.items():
-            self._leaks.ran.add(name)
-            self._leaks.add(name, leaks)
+        self._leaks.note(test, found, passed=passed)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, Any, Any]:
         """Begin a fixture that serves more than one test: what it takes is its own."""
+        __tracebackhide__ = True
         if fixturedef.scope == "function":
             return (yield)
         name = _name_of(fixturedef, request)
@@ -124,6 +124,8 @@ class LeakPlugin:
         if begun is None:
             return
         part, wish = begun
+        if wish.reaction is not self._run.reaction or wish.ignore:
+            self._wishes[part.name] = wish
         found = self._leaks_of(self.watch.end(part, self._keepers()), wish)
         into = self._late if self._item is None else self._found
         into.setdefault(part.name, []).extend(found)
@@ -140,10 +142,10 @@ class LeakPlugin:
         from leakguard.testing.describe import identity_of, leak_of, warn_of  # noqa: PLC0415  (it needs the core)
 
         known = self._baseline is not None and identity_of(finding) in self._baseline
-        fails = False
-        if not known and not self._run.update_baseline:
-            # A filter may make an error of the warning.
-            fails = reaction is Reaction.ERROR or not warn_of(finding)
+        accepted = known or self._run.update_baseline
+        fails = not accepted and reaction is Reaction.ERROR
+        if not accepted and reaction is Reaction.WARN:
+            fails = not warn_of(finding)  # a filter may make an error of the warning
         return leak_of(finding, known=known, fails=fails)
 
     # --- the end of the run -----------------------------------------------------------------------
@@ -153,9 +155,10 @@ class LeakPlugin:
         """Write the files, and fail for what was found too late for any test to fail."""
         result = yield
         rest = self.watch.take_rest()
-        items = {item.nodeid: item for item in session.items} if rest else {}
+        if rest:
+            self._wishes |= {item.nodeid: read_wish(item, self._run) for item in session.items}
         for name, finding in rest:
-            wish = read_wish(items[name], self._run) if name in items else Wish(self._run.reaction)
+            wish = self._wishes.get(name, Wish(self._run.reaction))
             self._late.setdefault(name, []).extend(self._leaks_of([finding], wish))
         output: dict[str, Any] | None = getattr(self._config, "workeroutput", None)
         if output is not None:
@@ -170,6 +173,9 @@ class LeakPlugin:
             from leakguard.testing.summary import write_report  # noqa: PLC0415  (most runs have none)
 
             write_report(self._run.report, self._leaks, self._run.reaction.value)
+        if self._run.update_baseline and self._baseline is not None:
+            self._baseline = self._baseline.updated(self._leaks)
+            self._baseline.write()
         return result
 
     @pytest.hookimpl(optionalhook=True)
@@ -180,13 +186,11 @@ class LeakPlugin:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say which distinct leaks there are, in how many tests."""
-        gone = [] if self._baseline is None else self._baseline.gone(self._leaks)
-        path = self._run.baseline
-        if self._run.update_baseline and self._baseline is not None and path is not None:
-            number = self._baseline.updated(self._leaks).write(path)
+        if self._run.update_baseline and self._baseline is not None:
             terminalreporter.section("leakguard")
-            terminalreporter.write_line(f"{path}: {number} known leaks")
+            terminalreporter.write_line(str(self._baseline))
             return
+        gone = [] if self._baseline is None else self._baseline.gone(self._leaks)
         if not self._leaks.groups and not gone:
             return
         from leakguard.testing.summary import lines, title, workflow_commands  # noqa: PLC0415  (few runs have leaks)
@@ -195,7 +199,7 @@ class LeakPlugin:
         for line in lines(self._leaks, gone):
             terminalreporter.write_line(line)
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            for line in workflow_commands(self._leaks, self._run.reaction.value):
+            for line in workflow_commands(self._leaks):
                 terminalreporter.write_line(line)
 
     def pytest_unconfigure(self) -> None:
@@ -206,11 +210,15 @@ class LeakPlugin:
 def _others_that_run_tests(
     manager: pytest.PytestPluginManager, own: OwnProtocol
 ) -> pluggy.HookCaller | None:
-    """Return the hook of plugins that may run a test in a way of their own; `None` without any."""
+    """Return the hook of plugins that may run a test in a way of their own; `None` without any.
+
+    Those that pytest asks before it runs a test itself: it asks the last ones of the list first.
+    """
     implementations: list[Any] = manager.hook.pytest_runtest_protocol.get_hookimpls()
+    plugins = [one.plugin for one in implementations]
     around = [one.plugin for one in implementations if one.wrapper or one.hookwrapper]
-    known = [runner, own, *around]
-    if len(known) == len(implementations):
+    known = {own, *around, *plugins[: plugins.index(runner) + 1]}
+    if known.issuperset(plugins):
         return None
     return manager.subset_hook_caller("pytest_runtest_protocol", known)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import pytest
 from _pytest import runner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import pluggy
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from leakguard.testing.plugin import LeakPlugin
 
 _runner: Any = runner  # some of its parameters have no types
-call_and_report: Callable[..., pytest.TestReport] = _runner.call_and_report
+_SHOWS_SPACE: Final = "add_space" in inspect.signature(_runner.show_test_item).parameters
 
 ATTRIBUTE: Final = "leakguard"
 """Of the report on a teardown: the leaks by name, as a worker of pytest-xdist sends them."""
@@ -42,7 +43,16 @@ class OwnProtocol:
         ihook = item.ihook  # once: it takes its time to find out
         nodeid, location = item.nodeid, item.location
         ihook.pytest_runtest_logstart(nodeid=nodeid, location=location)
-        self._run(item, nextitem, ihook)
+        function: Any = item
+        has_request = hasattr(item, "_request")
+        if has_request and not function._request:  # noqa: SLF001  # it has run before
+            function._initrequest()  # noqa: SLF001
+        try:
+            self._run(item, nextitem, ihook)
+        finally:
+            if has_request:  # as pytest does: to keep nothing of the fixtures
+                function._request = False  # noqa: SLF001
+                function.funcargs = None
         ihook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
         return True
 
@@ -50,39 +60,75 @@ class OwnProtocol:
         self, item: pytest.Item, nextitem: pytest.Item | None, ihook: pluggy.HookRelay
     ) -> None:
         plugin, session = self._plugin, item.session
-        waiting: pytest.TestReport | None = None
-        part, ended = plugin.begin(item), False
+        call: _Phase | None = None
+        found: dict[str, list[Leak]] = {}
+        waits = ended = False
+        part = plugin.begin(item)
+
+        def tear_down() -> None:
+            __tracebackhide__ = True
+            nonlocal found, ended
+            try:
+                ihook.pytest_runtest_teardown(item=item, nextitem=nextitem)
+            finally:  # within the phase: whatever is raised is an error of this test
+                ended = True
+                found = plugin.end(item, part)
+
         try:
-            passed = call_and_report(item, "setup").passed
-            call = _call(item) if passed else None
-            if call is not None and _may_change(call):
-                waiting = call
-            elif call is not None:
-                ihook.pytest_runtest_logreport(report=call)
+            setup = _phase(item, ihook, "setup", partial(ihook.pytest_runtest_setup, item=item))
+            _tell(item, ihook, setup)
+            if setup.report.passed:
+                call = _call(item, ihook)
+            waits = call is not None and _may_change(call.report)
+            if call is not None and not waits:
+                _tell(item, ihook, call)
             if session.shouldfail or session.shouldstop:
                 nextitem = None
-            teardown = call_and_report(item, "teardown", log=False, nextitem=nextitem)
-            ended = True
-            found = plugin.end(item, part)
+            passed = call is not None and call.report.passed and not expects_failure(call.report)
+            teardown = _phase(item, ihook, "teardown", tear_down)
             if found:
-                setattr(teardown, ATTRIBUTE, found)
-                _fail(item.nodeid, call, teardown, found)
-            plugin.note(item.nodeid, found)
-            if waiting is not None:
-                ihook.pytest_runtest_logreport(report=waiting)
-                waiting = None
-            ihook.pytest_runtest_logreport(report=teardown)
+                setattr(teardown.report, ATTRIBUTE, found)
+                _fail(item.nodeid, None if call is None else call.report, teardown.report, found)
+            plugin.note(item.nodeid, found, passed=passed)
+            if call is not None and waits:
+                waits = False
+                _tell(item, ihook, call)
+            _tell(item, ihook, teardown)
             if nextitem is not None and (session.shouldfail or session.shouldstop):
                 _tear_down_the_rest(item, ihook)
         finally:
             if not ended:  # something ends the run in the middle
                 plugin.abandon(part)
-            if waiting is not None:
-                ihook.pytest_runtest_logreport(report=waiting)
-            if hasattr(item, "_request"):  # as pytest does: to keep nothing of the fixtures
-                function: Any = item
-                function._request = False  # noqa: SLF001
-                function.funcargs = None
+            if call is not None and waits:
+                _tell(item, ihook, call)
+
+
+class _Phase(NamedTuple):
+    """The setup, call or teardown of a test, when it is over."""
+
+    call: pytest.CallInfo[None]
+    report: pytest.TestReport
+
+
+def _phase(
+    item: pytest.Item,
+    ihook: pluggy.HookRelay,
+    when: Literal["setup", "call", "teardown"],
+    function: Callable[[], None],
+) -> _Phase:
+    """Run a phase as pytest does, and do not tell of it."""
+    ends_run: tuple[type[BaseException], ...] = (pytest.exit.Exception,)
+    if not item.config.getoption("usepdb", default=False):
+        ends_run += (KeyboardInterrupt,)
+    call = pytest.CallInfo[None].from_call(function, when, reraise=ends_run)
+    return _Phase(call, ihook.pytest_runtest_makereport(item=item, call=call))
+
+
+def _tell(item: pytest.Item, ihook: pluggy.HookRelay, phase: _Phase) -> None:
+    """Tell how a phase went, and have a debugger look at it where there is one."""
+    ihook.pytest_runtest_logreport(report=phase.report)
+    if runner.check_interactive_exception(phase.call, phase.report):
+        ihook.pytest_exception_interact(node=item, call=phase.call, report=phase.report)
 
 
 def text_of(leaks: Iterable[Leak]) -> str:
@@ -90,12 +136,16 @@ def text_of(leaks: Iterable[Leak]) -> str:
     return "\n\n".join(leak["report"] for leak in leaks if leak["fails"])
 
 
-def _call(item: pytest.Item) -> pytest.TestReport | None:
-    """Run the test itself, unless only setups are wanted, and return its report: it is not told."""
-    only_setup = bool(item.config.getoption("setuponly"))
-    if item.config.getoption("setupshow"):
-        runner.show_test_item(item, add_space=not only_setup)
-    return None if only_setup else call_and_report(item, "call", log=False)
+def _call(item: pytest.Item, ihook: pluggy.HookRelay) -> _Phase | None:
+    """Run the test itself, unless only setups are wanted."""
+    only_setup = bool(item.config.getoption("setuponly", default=False))
+    if item.config.getoption("setupshow", default=False):
+        # From pytest 9.1 on it takes whether something follows on the line.
+        spaced = {"add_space": not only_setup} if _SHOWS_SPACE else {}
+        _runner.show_test_item(item, **spaced)
+    if only_setup:
+        return None
+    return _phase(item, ihook, "call", partial(ihook.pytest_runtest_call, item=item))
 
 
 def _may_change(report: pytest.TestReport) -> bool:
@@ -144,9 +194,11 @@ def _add_failure(report: pytest.TestReport, text: str) -> None:
 def _tear_down_the_rest(item: pytest.Item, ihook: pluggy.HookRelay) -> None:
     """Tear down wider fixtures where the run ends because this test failed by its leak."""
     session: Any = item.session
-    end = session._setupstate.teardown_exact  # noqa: SLF001  (no public way; tested)
-    ends_run = (KeyboardInterrupt, pytest.exit.Exception)
-    call = pytest.CallInfo[None].from_call(lambda: end(None), "teardown", reraise=ends_run)
-    report: pytest.TestReport = ihook.pytest_runtest_makereport(item=item, call=call)
-    if report.failed:
-        ihook.pytest_runtest_logreport(report=report)
+
+    def tear_down() -> None:
+        __tracebackhide__ = True
+        session._setupstate.teardown_exact(None)  # noqa: SLF001  (no public way; tested)
+
+    phase = _phase(item, ihook, "teardown", tear_down)
+    if phase.report.failed:
+        _tell(item, ihook, phase)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from threading import Condition
+from threading import Condition, active_count, get_ident
 from typing import TYPE_CHECKING, Literal
 
 from _pytest import runner
 
 from leakguard.core.callsite import mark_boundary
+from leakguard.core.collector import PAUSE
 from leakguard.core.guard import Guard
+from leakguard.core.hold import ConnectionHold
 from leakguard.core.observer import Observer
 from leakguard.core.process import INSTALLED, observe_everywhere, observe_no_more
 from leakguard.core.scope import AMBIENT, Scope
 from leakguard.core.settings import build_settings
+from leakguard.core.stacks import frames_of, thread_stacks
 from leakguard.core.table import OpenHolds
 from leakguard.core.tasks import runs_elsewhere
 from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from leakguard.sources.starlette import STARLETTE
+from leakguard.testing.keeping import kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -85,28 +89,45 @@ class Stages(Observer):
 
         What one of the `keepers` has is up to that one: the first of them takes it over.
         """
-        if stage.eventful:
-            self.settle(stage)
-            for keeper, refers_to in keepers:
-                self._hand_over_kept(stage, keeper, refers_to)
-        self._guard.close_scope(stage)
-        if stage.eventful:
-            self._decide()
-        self.leave(stage)
+        try:
+            if stage.eventful:
+                self.settle(stage)
+                for keeper, refers_to in keepers:
+                    self._hand_over_kept(stage, keeper, refers_to)
+                self._wait_for_threads(stage)
+        finally:  # whatever a signal handler raises meanwhile
+            try:
+                self._guard.close_scope(stage)
+                if stage.eventful:
+                    self._decide()
+            finally:
+                self.leave(stage)
         return stage.findings
 
     def _hand_over_kept(
         self, stage: Stage, keeper: Stage, refers_to: Callable[[Iterable[object]], set[int]]
     ) -> None:
-        holds = [*stage.open_sessions.copy(), *stage.open_connections.copy()]
-        subjects = {hold: hold.subject for hold in holds if hold.open}
-        if not subjects:
+        connections = _open_connections(stage)
+        if not connections:  # of sessions without, nobody has to know whose they are
             return
+        holds = [*connections, *(hold for hold in stage.open_sessions.copy() if hold.open)]
+        subjects = {hold: hold.subject for hold in holds}
         kept = refers_to(subjects.values())
         for hold, subject in subjects.items():
-            if id(subject) in kept:
+            session = hold.session if isinstance(hold, ConnectionHold) else None
+            if id(subject) in kept or (session in subjects and id(subjects[session]) in kept):
                 keeper.eventful = True
                 hold.guard.hand_over(hold, keeper.guard, keeper)
+
+    def _wait_for_threads(self, stage: Stage) -> None:
+        """Give another thread its time to give back what the stage has handed to it."""
+        connections = _open_connections(stage)
+        if not connections or active_count() == 1:
+            return
+        in_hand = _in_hand(connections)
+        if in_hand:
+            with self._told:
+                self._told.wait_for(lambda: not any(one.open for one in in_hand), self._patience)
 
     def settle(self, stage: Stage) -> None:
         """Wait for the requests of a stage that a server in another thread has yet to end.
@@ -172,7 +193,7 @@ class Stages(Observer):
 
     def released(self, hold: Hold) -> None:
         """Have whoever waits for it look again."""
-        if hold.scope is not None and hold.scope.closed_at is not None:
+        if hold.resource == "connection":
             self._tell()
 
     def found(self, finding: Finding) -> None:
@@ -193,6 +214,28 @@ def _stage_of(scope: Scope | None) -> Stage | None:
     while scope is not None and not isinstance(scope, Stage):
         scope = scope.parent
     return scope
+
+
+def _open_connections(stage: Stage) -> list[ConnectionHold]:
+    holds = stage.open_connections.copy()
+    return [hold for hold in holds if isinstance(hold, ConnectionHold) and hold.open]
+
+
+def _in_hand(connections: list[ConnectionHold]) -> list[ConnectionHold]:
+    """Return those that another thread works with: its frames refer to them, or their sessions."""
+    owners = {hold: [hold.subject] for hold in connections}
+    for hold, subjects in owners.items():
+        if hold.session is not None:
+            subjects.append(hold.session.subject)
+    variables: list[object] = []
+    own = get_ident()
+    for thread, stack in thread_stacks().items():
+        if thread != own:
+            with PAUSE:
+                variables += [dict(frame.f_locals) for frame in frames_of(stack)]
+    things = [subject for subjects in owners.values() for subject in subjects]
+    found = kept(variables, (), things)
+    return [hold for hold, subjects in owners.items() if found & set(map(id, subjects))]
 
 
 def _under_way(stage: Stage) -> bool:

@@ -21,11 +21,11 @@ _VERSION: Final = 1
 def title(leaks: Leaks) -> str:
     """Say how many tests leak, and how many distinct leaks they have: of those that are new."""
     groups = leaks.of(known=False)
-    stages = {stage for group in groups for stage in group.stages}
     distinct = _count(len(groups), "distinct leak")
     if not groups:
         return "no new leaks"
-    return f"{_count(len(stages), 'test')}, {distinct}" if stages else distinct
+    made = _makers(leaks, groups)
+    return f"{made}, {distinct}" if made else distinct
 
 
 def lines(leaks: Leaks, gone: list[Known]) -> Iterator[str]:
@@ -36,10 +36,10 @@ def lines(leaks: Leaks, gone: list[Known]) -> Iterator[str]:
         if leak["file"] is not None:
             yield f"  at   {leak['file']}:{leak['line']} in {leak['function']}"
         yield f"  fix  {leak['fix']}"
-        yield f"  {_by(group)}"
+        yield f"  {_by(leaks, group)} [{leak['fingerprint']}]"
     known = leaks.of(known=True)
     if known:
-        yield f"{_count(len(known), 'leak')} of the baseline, in {_tests_of(known)}"
+        yield f"{_count(len(known), 'leak')} of the baseline, in {_makers(leaks, known)}"
     for one in gone:
         yield f"gone: {one.what} [{one.fingerprint}]"
     if gone:
@@ -52,6 +52,7 @@ def write_report(path: Path, leaks: Leaks, reaction: str) -> None:
         {
             "fingerprint": fingerprint,
             "known": group.first["known"],
+            "fails": group.fails,
             "count": group.count,
             "tests": list(group.stages),
             "finding": group.first["facts"],
@@ -61,35 +62,40 @@ def write_report(path: Path, leaks: Leaks, reaction: str) -> None:
     content = {
         "leakguard_report": _VERSION,
         "reaction": reaction,
-        "tests_run": len(leaks.ran),
+        "tests_run": len(leaks.tests),
         "leaks": groups,
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def workflow_commands(leaks: Leaks, reaction: str) -> Iterator[str]:
+def workflow_commands(leaks: Leaks) -> Iterator[str]:
     """Write the commands by which GitHub shows each leak at its line of the pull request."""
-    level = "error" if reaction == "error" else "warning"
     for group in leaks.of(known=False):
         leak = group.first
+        level = "error" if group.fails else "warning"
         place = ""
         if leak["file"] is not None and not leak["file"].startswith("<"):  # as of a doctest
-            path = os.path.relpath(leak["file"])
+            # As its runner wants it, wherever in the repository pytest runs.
+            path = os.path.relpath(leak["file"], os.environ.get("GITHUB_WORKSPACE"))
             place = f"file={_property(path)},line={leak['line']},"
-        text = f"{leak['headline']}\nfix: {leak['fix']}\n{_by(group)}"
+        text = f"{leak['headline']}\nfix: {leak['fix']}\n{_by(leaks, group)}"
         yield f"::{level} {place}title=connection leak::{_data(text)}"
 
 
-def _by(group: Group) -> str:
+def _by(leaks: Leaks, group: Group) -> str:
     stages = list(group.stages)
     if not stages:
         return "found when no test ran"
     more = "" if len(stages) <= _NAMED else f" and {len(stages) - _NAMED} more"
-    return f"{_count(len(stages), 'test')}: {', '.join(stages[:_NAMED])}{more}"
+    return f"{_makers(leaks, [group])}: {', '.join(stages[:_NAMED])}{more}"
 
 
-def _tests_of(groups: list[Group]) -> str:
-    return _count(len({stage for group in groups for stage in group.stages}), "test")
+def _makers(leaks: Leaks, groups: list[Group]) -> str:
+    """Count the tests and the wider fixtures that made these leaks."""
+    stages = {stage for group in groups for stage in group.stages}
+    tests = len(stages & leaks.tests)
+    counts = [(tests, "test"), (len(stages) - tests, "fixture")]
+    return " and ".join(_count(number, noun) for number, noun in counts if number)
 
 
 def _count(number: int, noun: str) -> str:

@@ -33,7 +33,8 @@ def give_back():
 """What most suites begin with."""
 
 WITHOUT = [
-    f"-pno:{plugin}" for plugin in ("randomly", "asyncio", "cacheprovider", "hypothesispytest")
+    f"-pno:{plugin}"
+    for plugin in ("randomly", "asyncio", "cacheprovider", "rerunfailures", "hypothesispytest")
 ]
 """The plugins that a suite is run without; the last one would import Hypothesis each time."""
 
@@ -94,6 +95,17 @@ def run(pytester: pytest.Pytester) -> Run:
     def run(*arguments: str) -> pytest.RunResult:
         # The filters of this project's own tests are in force in the same process.
         return pytester.runpytest_inprocess(*WITHOUT, "-Wdefault", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def run_with_reruns(pytester: pytest.Pytester) -> Run:
+    """Return what does the same beside pytest-rerunfailures."""
+
+    def run(*arguments: str) -> pytest.RunResult:
+        without = [one for one in WITHOUT if one != "-pno:rerunfailures"]
+        return pytester.runpytest_inprocess(*without, "-Wdefault", *arguments)
 
     return run
 

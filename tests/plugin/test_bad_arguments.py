@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from leakguard import pytest_plugin
 from tests.plugin.conftest import Run, Write
 
 
@@ -95,6 +98,19 @@ def test_a_bad_marker(write: Write, run: Run, marker: str, said: str, option: st
             "half.json is no baseline of leakguard's ('leaks')",
         ),
         (["--leakguard=error", "--leakguard-baseline=binary.json"], "cannot read"),
+        (
+            [
+                "--leakguard=error",
+                "--leakguard-baseline=no.json",
+                "--leakguard-update-baseline",
+                "--collect-only",
+            ],
+            "leave out --collect-only",
+        ),
+        (
+            ["--leakguard=error", "-oleakguard_baseline=no/no.json"],
+            "the ini setting leakguard_baseline=no/no.json: no.json cannot be in",
+        ),
     ],
 )
 def test_bad_files(
@@ -113,3 +129,14 @@ def test_whoever_says_off_may_leave_the_other_options(write: Write, run: Run) ->
     """As for one run of a suite whose ini file has them."""
     write("def test_one(): take()")
     run("--leakguard=off", "--leakguard-baseline=no.json").assert_outcomes(passed=1)
+
+
+def test_an_old_pluggy_is_told(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
+    """It has no wrappers of the kind that the plugin is made of."""
+
+    def signature(_: object) -> SimpleNamespace:
+        return SimpleNamespace(parameters={})
+
+    monkeypatch.setattr(pytest_plugin, "signature", signature)
+    with pytest.raises(pytest.UsageError, match=r"takes pluggy 1\.2 or later, and this is "):
+        pytester.parseconfigure("--leakguard=error")

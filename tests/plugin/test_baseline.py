@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 
 import pytest
 
@@ -115,3 +116,35 @@ def test_what_a_fixture_no_longer_leaks_is_gone_too(write: Write, run: Run) -> N
     run(*BASELINE, "--leakguard-update-baseline")
     write(fixture.format("behave"))
     run(*BASELINE).stdout.fnmatch_lines(["gone: leaked: module fixture wide *"])
+
+
+def test_a_test_that_is_skipped_says_nothing(
+    write: Write, run: Run, pytester: pytest.Pytester
+) -> None:
+    """Nor does one that fails: it might have leaked."""
+    write(OLD + OTHER)
+    run(*BASELINE, "--leakguard-update-baseline")
+    write("@pytest.mark.skip\ndef test_old(): take()\ndef test_other(): assert False\n")
+    run(*BASELINE, "--leakguard-update-baseline").stdout.no_fnmatch_line("gone: *")
+    assert known(pytester) == [["test_suite.py::test_old"], ["test_suite.py::test_other"]]
+
+
+def test_it_is_named_by_the_ini_file(write: Write, run: Run, pytester: pytest.Pytester) -> None:
+    """It lies beside that file, wherever pytest is started."""
+    pytester.makeini("[pytest]\nleakguard = error\nleakguard_baseline = known.json\n")
+    write(OLD)
+    run("--leakguard-update-baseline")
+    assert known(pytester) == [["test_suite.py::test_old"]]
+    elsewhere = pytester.mkdir("elsewhere")
+    os.chdir(elsewhere)
+    run("..").assert_outcomes(passed=1)
+    run("--leakguard=off", "..").assert_outcomes(passed=1)
+
+
+def test_it_is_written_without_a_terminal(
+    write: Write, run: Run, pytester: pytest.Pytester
+) -> None:
+    """That is where it is told."""
+    write(OLD)
+    run(*BASELINE, "--leakguard-update-baseline", "-pno:terminal")
+    assert known(pytester) == [["test_suite.py::test_old"]]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.plugin.conftest import Run, Write
@@ -95,3 +98,11 @@ def test_who_asks_for_it_too_late_is_told(write: Write, run: Run) -> None:
     result = run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["the leakguard fixture has to be among the arguments of the *"])
+
+
+def test_the_example_of_the_page(write: Write, run: Run) -> None:
+    """It passes as it stands, beside what it is about."""
+    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    write(f"def write_report(session): session.execute(text('select 1'))\n{example}")
+    run().assert_outcomes(passed=1)

@@ -17,6 +17,7 @@ from tests.plugin.conftest import Run, Write
 REGISTRY = """
 from sqlalchemy.orm import scoped_session, sessionmaker
 Sessions = scoped_session(sessionmaker(engine))
+def remove(): Sessions.remove()
 """
 USES = """
 def test_one(): Sessions.execute(text("select 1"))
@@ -114,6 +115,82 @@ def client():
 def test_one(client): client.get()
 def test_two(client): client.get()
 """,
+    "function of a module that the teardown imports": """
+@pytest.fixture(scope="module", autouse=True)
+def tidy():
+    yield
+    from database import remove
+    remove()
+def test_one():
+    import database
+    database.Sessions.execute(text("select 1"))
+""",
+    "module that the teardown imports": """
+@pytest.fixture(scope="module", autouse=True)
+def tidy():
+    yield
+    import database
+    database.remove()
+""",
+    "method of an object that uses a global variable": """
+class Database:
+    def close(self): Sessions.remove()
+database = Database()
+@pytest.fixture(scope="module", autouse=True)
+def tidy():
+    yield
+    database.close()
+""",
+    "class of the object that closes it": """
+class Database:
+    session = None
+    @classmethod
+    def get(cls):
+        cls.session = cls.session or Session(engine)
+        return cls.session
+    def close(self): self.session.close()
+@pytest.fixture(scope="module")
+def database():
+    database = Database()
+    yield database
+    database.close()
+def test_one(database): database.get().execute(text("select 1"))
+def test_two(database): database.get().execute(text("select 1"))
+""",
+    "class of the tests": """
+@pytest.fixture(scope="class", autouse=True)
+def tidy(request):
+    yield
+    request.cls.session.close()
+class TestIt:
+    def test_one(self):
+        type(self).session = Session(engine)
+        self.session.execute(text("select 1"))
+    def test_two(self): self.session.execute(text("select 1"))
+""",
+    "whoever has a session": """
+from sqlalchemy.orm import close_all_sessions
+@pytest.fixture(scope="module", autouse=True)
+def tidy():
+    yield
+    close_all_sessions()
+mine = []
+def test_one():
+    mine.append(Session(engine))
+    mine[0].execute(text("select 1"))
+def test_two(): mine[0].execute(text("select 1"))
+""",
+    "value that is large": """
+@pytest.fixture(scope="module")
+def context():
+    context = {"data": [object() for _ in range(60_000)], "more": [[] for _ in range(60_000)]}
+    yield context
+    context["session"].close()
+def test_one(context):
+    context["session"] = Session(engine)
+    context["session"].execute(text("select 1"))
+def test_two(context): context["session"].execute(text("select 1"))
+""",
     "asynchronous generator": """
 @pytest.fixture(scope="module")
 def anyio_backend(): return "asyncio"
@@ -168,7 +245,7 @@ def test_one_that_it_does_not_close(suite: Callable[[str], None], run_apart: Run
             "*checked out * test_suite.py:* in test_one",
         ]
     )
-    result.stdout.fnmatch_lines(["*= leakguard: 1 test, 1 distinct leak =*"])
+    result.stdout.fnmatch_lines(["*= leakguard: 1 fixture, 1 distinct leak =*"])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +369,11 @@ def test_what_others_have_is_not_looked_at() -> None:
 
 def test_not_everything_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixture may refer to millions of objects."""
-    monkeypatch.setattr(keeping, "_LIMIT", 10)
+    monkeypatch.setattr(keeping, "_LIMIT", 20)
     thing = Thing()
-    assert refers((thing, *range(5)), to=thing)
-    assert not refers((*range(20), [thing]), to=thing)
+    other = Thing()
+    assert not refers([(other, number, str(number)) for number in range(5)], to=thing)
+    # In doubt it has it: it is judged at its own end.
+    assert refers([[number, [other]] for number in range(15)], to=thing)
+    assert refers([other] * 50, to=thing)
+    assert not refers([other, other], to=thing)

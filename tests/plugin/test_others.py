@@ -93,17 +93,17 @@ def test_behaves(): behave()
 """
 
 
-def test_pytest_rerunfailures_reruns_what_is_flaky(write: Write, run: Run) -> None:
+def test_pytest_rerunfailures_reruns_what_is_flaky(write: Write, run_with_reruns: Run) -> None:
     """A test fails or passes by its last attempt; one that is not rerun, as without it."""
     write(FLAKY)
-    result = run("--leakguard=error")
+    result = run_with_reruns("--leakguard=error")
     assert result.parseoutcomes() == {"rerun": 1, "passed": 2, "failed": 1}
     result.stdout.fnmatch_lines(["*leakguard: 2 tests, 1 distinct leak*"])
 
 
-def test_pytest_rerunfailures_reruns_what_leaks(write: Write, run: Run) -> None:
+def test_pytest_rerunfailures_reruns_what_leaks(write: Write, run_with_reruns: Run) -> None:
     """What leaks at every attempt fails."""
     write("def test_leaks(): take()\ndef test_behaves(): behave()")
-    result = run("--leakguard=error", "--reruns=1")
+    result = run_with_reruns("--leakguard=error", "--reruns=1")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert result.parseoutcomes() == {"rerun": 1, "passed": 3, "errors": 1}

@@ -150,7 +150,9 @@ def test_a_fixture_that_ends_with_the_run(write: Write, run: Run) -> None:
     )
     result = run("--leakguard=error", "--exitfirst")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*2 tests: test_suite.py::test_leaks, session fixture leaky"])
+    result.stdout.fnmatch_lines(
+        ["*1 test and 1 fixture: test_suite.py::test_leaks, session fixture leaky *"]
+    )
 
 
 def test_a_wider_fixture_that_leaks_when_all_have_passed(write: Write, run: Run) -> None:
@@ -240,6 +242,40 @@ def test_a_thread_that_still_works_is_not_accused(write: Write, run: Run) -> Non
     run("--leakguard=error").assert_outcomes(passed=2)
 
 
+HANDED_OVER = {
+    "a timer": "threading.Timer(0.1, kept.pop().close).start()",
+    "an executor": "ThreadPoolExecutor().submit(close_later, kept.pop())",
+    "a queue": "todo.put(kept.pop())",
+}
+
+
+@pytest.mark.parametrize("to", HANDED_OVER)
+def test_what_is_handed_to_a_thread_may_come_back(write: Write, run: Run, to: str) -> None:
+    """It gets a moment for it, as a request gives the tasks that it has started."""
+    write(
+        "import queue, threading, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "todo = queue.Queue()\n"
+        "def close_later(session):\n"
+        "    time.sleep(0.1)\n"
+        "    session.close()\n"
+        "def work():\n"
+        "    while session := todo.get(): close_later(session)\n"
+        "@pytest.fixture(scope='module', autouse=True)\n"
+        "def worker():\n"
+        "    thread = threading.Thread(target=work)\n"
+        "    thread.start()\n"
+        "    yield\n"
+        "    todo.put(None)\n"
+        "    thread.join()\n"
+        f"def test_hands_it_over():\n    take()\n    {HANDED_OVER[to]}\n"
+        "def test_leaks(): take()\n"
+    )
+    result = run("--leakguard=error")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*"])
+
+
 def test_a_leak_that_comes_to_light_later(write: Write, run: Run) -> None:
     """The thread that had it ended without returning it, long after its test: the run fails."""
     write(OUTLIVED)
@@ -247,8 +283,37 @@ def test_a_leak_that_comes_to_light_later(write: Write, run: Run) -> None:
     result.assert_outcomes(passed=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
-        ["leaked: test_suite.py::test_starts_it *", "  1 test: test_suite.py::test_starts_it"]
+        ["leaked: test_suite.py::test_starts_it *", "  1 test: test_suite.py::test_starts_it *"]
     )
+
+
+@pytest.mark.parametrize("wanted, code", [("off", 0), ("error", 1)])
+def test_a_late_leak_of_a_fixture_counts_as_its_marker_says(
+    write: Write, run: Run, wanted: str, code: int
+) -> None:
+    """Whatever the run wants of other tests."""
+    write(
+        "import threading\n"
+        f"pytestmark = pytest.mark.leakguard({wanted!r})\n"
+        "go_on, has_it = threading.Event(), threading.Event()\n"
+        "def work():\n"
+        "    take()\n"
+        "    has_it.set()\n"
+        "    go_on.wait(10)\n"
+        "thread = threading.Thread(target=work)\n"
+        "@pytest.fixture(scope='class')\n"
+        "def starts_it():\n"
+        "    thread.start()\n"
+        "    assert has_it.wait(10)\n"
+        "class TestFirst:\n"
+        "    def test_first(self, starts_it): pass\n"
+        "def test_ends_it():\n"
+        "    go_on.set()\n"
+        "    thread.join()\n"
+    )
+    result = run("--leakguard=error" if wanted == "off" else "--leakguard=warn")
+    result.assert_outcomes(passed=2)
+    assert result.ret == code
 
 
 def test_nothing_is_watched_after_the_run(write: Write, run: Run) -> None:

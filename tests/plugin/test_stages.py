@@ -6,10 +6,11 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
 
 from leakguard import LeakGuard
 from leakguard.core.finding import Finding
@@ -156,6 +157,34 @@ def test_a_loop_does_not_wait_for_its_own_tasks(engine: Engine) -> None:
         assert stages.end(stage) == []
     stages.stop()
     assert not told.awaited.is_set()
+
+
+def test_no_fixture_is_asked_for_a_session_without_a_connection(engine: Engine) -> None:
+    """To look through all that fixtures have takes its time."""
+    stages = Stages()
+    stages.start()
+    asked: list[list[object]] = []
+
+    def refers_to(things: Iterable[object]) -> set[int]:
+        asked.append(list(things))
+        return set()
+
+    fixture = stages.begin("a fixture", "fixture")
+    stages.leave(fixture)
+    test = stages.begin("a test", "test")
+    session = Session(engine)
+    assert [one.kind.value for one in stages.end(test, [(fixture, refers_to)])] == [
+        "unclosed_session"
+    ]
+    assert asked == []
+    test = stages.begin("another test", "test")
+    connection = session.connection()
+    assert [one.kind.value for one in stages.end(test, [(fixture, refers_to)])] == ["leaked"]
+    assert len(asked) == 1
+    session.close()
+    del connection
+    stages.end(fixture)
+    stages.stop()
 
 
 def test_a_fixture_keeps_no_test_that_asked_for_it() -> None:

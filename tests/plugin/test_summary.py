@@ -37,11 +37,11 @@ def test_equal_leaks_are_one(write: Write, run: Run) -> None:
             "leaked: test_suite.py::test_leaks[[]0[]] *",
             "  at   *prelude.py:10 in take",
             "  fix  *",
-            "  6 tests: test_suite.py::test_leaks[[]0[]], *[[]1[]], *[[]2[]] and 3 more",
+            "  6 tests: test_suite.py::test_leaks[[]0[]], *[[]1[]], *[[]2[]] and 3 more *",
             "leaked: test_suite.py::test_other *",
             "  at   *test_suite.py:6 in test_other",
             "  fix  *",
-            "  2 tests: test_suite.py::test_other, test_suite.py::test_both",
+            "  2 tests: test_suite.py::test_other, test_suite.py::test_both *",
         ]
     )
 
@@ -96,6 +96,16 @@ def test_github_shows_each_leak_at_its_line(
     assert result.stdout.str().count("title=connection leak") == 2
 
 
+def test_github_finds_the_file_wherever_pytest_runs(
+    write: Write, run: Run, monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester
+) -> None:
+    """By its place in the repository. The level is that of the test."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(pytester.path.parent))
+    write("@pytest.mark.leakguard('error')\ndef test_leaks(): take()\n")
+    run().stdout.fnmatch_lines([f"::error file={pytester.path.name}/prelude.py,line=10,*"])
+
+
 def test_elsewhere_nobody_sees_these_commands(
     write: Write, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,9 +126,9 @@ def test_a_leak_of_an_unknown_line_has_no_place() -> None:
     assert list(lines(leaks, [])) == [
         "100 % leaked",
         f"  fix  {leak['fix']}",
-        "  found when no test ran",
+        f"  found when no test ran [{leak['fingerprint']}]",
     ]
-    [command] = workflow_commands(leaks, "error")
+    [command] = workflow_commands(leaks)
     assert command.startswith("::error title=connection leak::100 %25 leaked%0Afix: ")
 
 

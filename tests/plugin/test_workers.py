@@ -57,7 +57,7 @@ def test_what_a_worker_finds_too_late_fails_the_run(
     result = pytester.runpytest_subprocess("-n1", "--leakguard=error", "-pno:randomly")
     result.assert_outcomes(passed=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["  1 test: test_suite.py::test_starts_it"])
+    result.stdout.fnmatch_lines(["  1 test: test_suite.py::test_starts_it *"])
 
 
 def test_the_workers_share_the_baseline(write: Write, pytester: pytest.Pytester) -> None:

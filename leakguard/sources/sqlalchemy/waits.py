@@ -22,7 +22,7 @@ from leakguard.core.clock import monotonic
 from leakguard.core.holder import current_work
 from leakguard.core.lock import LOCK
 from leakguard.core.pool import Wait
-from leakguard.core.scope import current_scope
+from leakguard.core.scope import AMBIENT, current_scope
 from leakguard.core.stacks import Stack, call_site, greenlet_stack, thread_stack
 from leakguard.core.survey import Waiter, survey
 from leakguard.core.tasks import running_loop
@@ -172,17 +172,18 @@ class Waits:
         every = [_UnderWay(*one) for one in self._under_way.copy().values()]
         under_way = [one for one in every if one.pool == id(pool)]
         for number, one in enumerate(under_way):
+            scope = one.scope or AMBIENT.scope
             if (one.thread, one.greenlet) == own:
-                opener = None if one.scope is None else one.scope.opener
+                opener = None if scope is None else scope.opener
                 site = capture(frame, frames, parent_stacks, opener)
-                yield Waiter(one.scope, now - one.began, site, current_work())
+                yield Waiter(scope, now - one.began, site, current_work())
             elif number >= _LOOKED_AT:
-                yield Waiter(one.scope, now - one.began, None)
+                yield Waiter(scope, now - one.began, None)
             else:
                 work, stack = _work_of(one, workers)
                 waits = not stack or waits_for_pool(stack)
                 site = call_site(stack, frames)
-                yield Waiter(one.scope, now - one.began, site, work, has_one=not waits)
+                yield Waiter(scope, now - one.began, site, work, has_one=not waits)
 
 
 def _work_of(waiting: _UnderWay, workers: Workers) -> tuple[int | None, Stack]:
