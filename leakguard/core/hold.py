@@ -210,6 +210,8 @@ class ConnectionHold(Hold):
     idle_since: float | None = None
     """From when on it is judged as idle: at the latest when it was first seen so since it was
     last used. Seconds of `time.monotonic()`."""
+    parked = False
+    """Whether a task may yet give it back whose event loop stands still, as between two tests."""
     held_reported = False
     """Whether it was reported as held."""
     lifelong = False

@@ -135,10 +135,14 @@ class Judge:
         return any(wait.until is not None and runs_elsewhere(_loops(wait)) for wait in waits)
 
     def judge_pending(self) -> None:
-        """Judge at once what is waited for, as after the wait: nobody will be there by then."""
+        """Judge at once what is waited for, as after the wait: nobody will be there by then.
+
+        But for what is parked: its work goes on.
+        """
         scopes = self._task_scan.shared()
         for wait in self.waits.copy().values():
-            apart(partial(self._judge_wait, wait, scopes))
+            if not wait.hold.parked:
+                apart(partial(self._judge_wait, wait, scopes))
         self._sessions.judge_pending()
 
     def forget(self) -> None:
@@ -198,7 +202,7 @@ class Judge:
         # Whoever constructed the session before the scope began may be around it, as an outer
         # middleware is, and be about to close it; so may the handler of the scope's exception.
         outside = hold.session_from_outside or wait.scope.handled_outside
-        expected = others or (outside and not settled)
+        expected = others or hold.parked or (outside and not settled)
         self._give_verdict(wait, running, expected=expected)
         if hold in self.waits:
             for task in tasks:
@@ -229,7 +233,7 @@ class Judge:
         now = self._clock()
         if expected and wait.until is None:
             wait.until = now + self._late_after
-        waited = wait.until is not None and now >= wait.until
+        waited = wait.until is not None and now >= wait.until and not hold.parked
         if expected and waited:
             hold.waited_for_return = self._late_after
         verdict = verdict_on(

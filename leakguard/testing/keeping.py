@@ -33,12 +33,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-def kept(value: object, finalizers: Iterable[object], things: Iterable[object]) -> set[int]:
+def kept(
+    value: object,
+    finalizers: Iterable[object],
+    things: Iterable[object],
+    *,
+    in_doubt: bool = True,
+) -> set[int]:
     """Return the `id()` of those `things` that a fixture refers to.
 
     By its value, or by what tears it down: its `finalizers`, a suspended generator among them, with
     the variables that are named by what is yet to run of it, and by the user's functions that it
-    calls. All of them, where that is too much to look through: the fixture will be judged, too.
+    calls. Where that is too much to look through, all of them if `in_doubt`: the fixture will be
+    judged, too; else those that are nearest.
     """
     wanted = {id(thing): thing for thing in things}
     found: set[int] = set()
@@ -49,7 +56,7 @@ def kept(value: object, finalizers: Iterable[object], things: Iterable[object]) 
     todo.extend((finalizer, True) for finalizer in finalizers)
     while todo:
         if len(seen) >= _LIMIT:
-            return set(wanted)
+            return set(wanted) if in_doubt else found
         one, tears_down = todo.popleft()
         if (id(one), tears_down) in seen:
             continue
@@ -59,7 +66,9 @@ def kept(value: object, finalizers: Iterable[object], things: Iterable[object]) 
         if _closes_all_sessions(one):
             found.update(number for number, thing in wanted.items() if _is_session(thing))
         if _is_a(one, list, tuple, set, frozenset, dict, deque) and len(one) > _LIMIT:
-            return set(wanted)
+            if in_doubt:
+                return set(wanted)
+            continue
         referents = _referents(one, tears_down=tears_down)
         # The collector does not track what refers to nothing, as strings and numbers.
         todo.extend(pair for pair in referents if gc.is_tracked(pair[0]))

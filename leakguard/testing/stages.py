@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from asyncio import all_tasks
 from threading import Condition, active_count, get_ident
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from _pytest import runner
 
@@ -24,6 +25,7 @@ from leakguard.sources.starlette import STARLETTE
 from leakguard.testing.keeping import kept
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Callable, Iterable
 
     from leakguard.core.finding import Finding
@@ -58,6 +60,8 @@ class Stages(Observer):
         self._told = Condition()
         self._rest: list[tuple[str, Finding]] = []
         """What was found when its stage had ended, with that one's name, or outside of any."""
+        self._parked: list[ConnectionHold] = []
+        """What a task may yet give back whose event loop stood still when its stage ended."""
 
     def start(self) -> None:
         """Begin to watch."""
@@ -95,6 +99,7 @@ class Stages(Observer):
                 for keeper, refers_to in keepers:
                     self._hand_over_kept(stage, keeper, refers_to)
                 self._wait_for_threads(stage)
+                self._park(stage)
         finally:  # whatever a signal handler raises meanwhile
             try:
                 self._guard.close_scope(stage)
@@ -129,6 +134,15 @@ class Stages(Observer):
             with self._told:
                 self._told.wait_for(lambda: not any(one.open for one in in_hand), self._patience)
 
+    def _park(self, stage: Stage) -> None:
+        """Leave what the tasks of an event loop have that goes on in another test, as it may."""
+        connections = _connections(self.open_holds(stage))
+        tasks = [task for loop in _standing_still(connections) for task in all_tasks(loop)]
+        # In doubt they have nothing: one that waits for ever may know the whole application.
+        for hold in _reached(connections, [task.get_coro() for task in tasks], in_doubt=False):
+            hold.parked = True
+            self._parked.append(hold)
+
     def settle(self, stage: Stage) -> None:
         """Wait for the requests of a stage that a server in another thread has yet to end.
 
@@ -151,6 +165,8 @@ class Stages(Observer):
 
     def take_rest(self) -> list[tuple[str, Finding]]:
         """Return what was found when its stage had ended, with that one's name, if any."""
+        while self._parked:  # no loop goes on any more
+            self._parked.pop().parked = False
         self._decide()
         rest, self._rest = self._rest, []
         return rest
@@ -217,25 +233,48 @@ def _stage_of(scope: Scope | None) -> Stage | None:
 
 
 def _open_connections(stage: Stage) -> list[ConnectionHold]:
-    holds = stage.open_connections.copy()
+    return _connections(stage.open_connections.copy())
+
+
+def _connections(holds: Iterable[Hold]) -> list[ConnectionHold]:
     return [hold for hold in holds if isinstance(hold, ConnectionHold) and hold.open]
 
 
 def _in_hand(connections: list[ConnectionHold]) -> list[ConnectionHold]:
     """Return those that another thread works with: its frames refer to them, or their sessions."""
-    owners = {hold: [hold.subject] for hold in connections}
-    for hold, subjects in owners.items():
-        if hold.session is not None:
-            subjects.append(hold.session.subject)
     variables: list[object] = []
     own = get_ident()
     for thread, stack in thread_stacks().items():
         if thread != own:
             with PAUSE:
                 variables += [dict(frame.f_locals) for frame in frames_of(stack)]
+    return _reached(connections, variables, in_doubt=True)
+
+
+def _reached(
+    connections: list[ConnectionHold], work: list[Any], *, in_doubt: bool
+) -> list[ConnectionHold]:
+    """Return those to which, or to whose sessions, there is a way from what `work` has."""
+    if not work:
+        return []
+    owners = {hold: [hold.subject] for hold in connections}
+    for hold, subjects in owners.items():
+        if hold.session is not None:
+            subjects.append(hold.session.subject)
     things = [subject for subjects in owners.values() for subject in subjects]
-    found = kept(variables, (), things)
+    found = kept(work, (), things, in_doubt=in_doubt)
     return [hold for hold, subjects in owners.items() if found & set(map(id, subjects))]
+
+
+def _standing_still(connections: list[ConnectionHold]) -> set[AbstractEventLoop]:
+    """Return the event loops of those who took them that are neither running nor closed."""
+    loops = {holder.loop for hold in connections for holder in hold.holders}
+    for hold in connections:
+        if hold.scope is not None and hold.scope.loop is not None:
+            loops.add(hold.scope.loop())
+    return {
+        loop for loop in loops if loop is not None and not (loop.is_running() or loop.is_closed())
+    }
 
 
 def _under_way(stage: Stage) -> bool:

@@ -429,6 +429,19 @@ def test_what_is_waited_for_is_not_judged_at_an_uninstallation(
     assert not guard.installed
 
 
+def test_what_is_parked_waits_for_as_long_as_it_is(recorder: Recorder) -> None:
+    """No other work of its scope runs, and neither the clock nor an end of the wait counts."""
+    guard = installed(recorder, late_after=0.0)
+    with guard.scope("job") as scope:
+        hold = take(guard, scope)
+        hold.parked = True
+    guard.judge_pending()
+    assert recorder.findings == []
+    hold.parked = False
+    guard.judge_pending()
+    assert recorder.kinds == [FindingKind.LEAKED]
+
+
 @pytest.mark.usefixtures("many_tasks")
 def test_all_that_is_waited_for_is_judged_when_nobody_is_left(recorder: Recorder) -> None:
     """As at the end of the process: what came back is not said, nor what other work may close."""

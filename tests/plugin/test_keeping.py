@@ -377,3 +377,13 @@ def test_not_everything_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refers([[number, [other]] for number in range(15)], to=thing)
     assert refers([other] * 50, to=thing)
     assert not refers([other, other], to=thing)
+
+
+def test_what_is_nearest_is_found_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a task that may know everything only that counts."""
+    monkeypatch.setattr(keeping, "_LIMIT", 20)
+    thing = Thing()
+    far = [[number, [thing]] for number in range(15)]
+    large = [thing] * 50
+    assert kept([far, large], (), [thing], in_doubt=False) == set()
+    assert kept([far, large, thing], (), [thing], in_doubt=False) == {id(thing)}
