@@ -64,6 +64,7 @@ def _begin(config: pytest.Config) -> LeakPlugin:
 
     plugin = config.stash[_PLUGIN] = LeakPlugin(config, config.stash[_RUN])
     config.pluginmanager.register(plugin, "leakguard-run")
+    config.pluginmanager.register(plugin.results, "leakguard-results")
     return plugin
 
 

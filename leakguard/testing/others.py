@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from leakguard.testing.leaks import Leak
     from leakguard.testing.plugin import LeakPlugin
+    from leakguard.testing.results import Results
     from leakguard.testing.watch import Part
 
 
@@ -62,15 +63,15 @@ class OtherProtocol:
             self._passed = report.passed and not expects_failure(report)
         elif call.when == "teardown" and self._part is not None:
             setattr(report, ATTRIBUTE, self._found)
-            self._plugin.note(item.nodeid, self._found, passed=self._passed)
+            self._plugin.results.note(item.nodeid, self._found, passed=self._passed)
         return report
 
 
 class Reports:
     """Notes what reports say of tests that workers have run."""
 
-    def __init__(self, plugin: LeakPlugin) -> None:
-        self._plugin = plugin
+    def __init__(self, results: Results) -> None:
+        self._results = results
         self._passed: set[str] = set()
         """The tests that have passed, and are yet to be torn down."""
 
@@ -81,7 +82,7 @@ class Reports:
             self._passed.add(nodeid)
         elif report.when == "teardown":
             found = getattr(report, ATTRIBUTE, {})
-            self._plugin.note(nodeid, found, passed=nodeid in self._passed)
+            self._results.note(nodeid, found, passed=nodeid in self._passed)
             self._passed.discard(nodeid)
 
 

@@ -89,7 +89,7 @@ class OwnProtocol:
             if found:
                 setattr(teardown.report, ATTRIBUTE, found)
                 _fail(item.nodeid, None if call is None else call.report, teardown.report, found)
-            plugin.note(item.nodeid, found, passed=passed)
+            plugin.results.note(item.nodeid, found, passed=passed)
             if call is not None and waits:
                 waits = False
                 _tell(item, ihook, call)
