@@ -6,14 +6,12 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine
 
 from leakguard import LeakGuard
 from leakguard.core.faults import FAULTS
-from leakguard.core.scope import AMBIENT
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from leakguard.testing.plugin import LeakPlugin
 from tests.support import Recorder
@@ -93,23 +91,10 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 @contextmanager
 def plugin_aside(config: pytest.Config) -> Generator[None]:
     """Have the plugin watch nothing in the block, if it does: a guard wants to be the only one."""
-    plugin = next((one for one in config.pluginmanager.get_plugins() if is_watching(one)), None)
-    if plugin is None:
+    plugins = config.pluginmanager.get_plugins()
+    plugin = next((one for one in plugins if isinstance(one, LeakPlugin)), None)
+    with nullcontext() if plugin is None else plugin.watch.paused():
         yield
-        return
-    stages: Any = plugin.watch._stages  # noqa: SLF001  (no other way)
-    ambient, AMBIENT.scope = AMBIENT.scope, None
-    stages.stop()
-    try:
-        yield
-    finally:
-        stages.start()
-        AMBIENT.scope = ambient
-
-
-def is_watching(plugin: object) -> bool:
-    """Return whether it is leakguard's own, and has begun."""
-    return isinstance(plugin, LeakPlugin) and plugin.watch._stages is not None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture

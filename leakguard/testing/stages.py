@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import all_tasks
+from contextlib import contextmanager
 from threading import Condition, active_count, get_ident
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,7 @@ from leakguard.testing.keeping import kept
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Generator, Iterable
 
     from leakguard.core.finding import Finding
     from leakguard.core.hold import Hold
@@ -72,6 +73,17 @@ class Stages(Observer):
         """Watch no more."""
         self._guard.uninstall()
         observe_no_more(self)
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Watch nothing in the block. What was out before is forgotten."""
+        ambient, AMBIENT.scope = AMBIENT.scope, None
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+            AMBIENT.scope = ambient
 
     def begin(self, name: str, type: Kind) -> Stage:  # noqa: A002  (as of a scope)
         """Begin a stage: what is taken from now on, in whatever thread or task, is its own."""

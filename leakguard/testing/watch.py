@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from leakguard.sources.imports import when_imported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from leakguard.core.finding import Finding
     from leakguard.core.hold import Hold
@@ -60,6 +61,15 @@ class TestWatch:
             give_up()
         if self._stages is not None:
             self._stages.stop()
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Watch nothing in the block, as where a guard is tested that wants to be the only one."""
+        if self._stages is None:
+            yield
+            return
+        with self._stages.paused():
+            yield
 
     def begin(self, name: str, kind: Kind) -> Part:
         """Begin a part: it is at work."""

@@ -17,6 +17,7 @@ from leakguard.core.finding import Finding
 from leakguard.core.scope import AMBIENT
 from leakguard.core.watch import WATCH
 from leakguard.testing.stages import Stages
+from leakguard.testing.watch import TestWatch
 from tests.support import PATIENCE
 
 
@@ -203,3 +204,21 @@ def test_a_fixture_keeps_no_test_that_asked_for_it() -> None:
     stages.end(fixture)
     stages.stop()
     assert AMBIENT.scope is None
+
+
+def test_a_watch_that_is_paused_sees_nothing(engine: Engine) -> None:
+    """And neither does one that has not begun, because nobody has imported SQLAlchemy."""
+    watch = TestWatch()
+    with watch.paused():
+        pass
+    watch.start()
+    part = watch.begin("a test", "test")
+    with watch.paused():
+        forgotten = engine.connect()
+    leaked = engine.connect()
+    [finding] = watch.end(part)
+    watch.stop()
+    assert finding.hold is not None
+    assert finding.hold.subject is leaked.connection
+    forgotten.close()
+    leaked.close()
