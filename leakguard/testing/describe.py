@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from leakguard.core.finding import FindingKind, fingerprint
 from leakguard.core.report import advice
 from leakguard.exceptions import ConnectionLeakWarning
-from leakguard.testing.leaks import Leak
 
 if TYPE_CHECKING:
     from leakguard.core.callsite import CallSite
     from leakguard.core.finding import Finding
+
+
+class Leak(TypedDict):
+    """A finding as it goes from a worker of pytest-xdist to the run: plain values only."""
+
+    fingerprint: str
+    known: bool
+    """Whether the baseline has it."""
+    fails: bool
+    """Whether it is reason to fail."""
+    report: str
+    headline: str
+    """Its first line."""
+    file: str | None
+    line: int | None
+    function: str | None
+    """The line to look at."""
+    fix: str
+    facts: dict[str, Any]
+    """What `Finding.to_dict()` says."""
 
 
 def site_of(finding: Finding) -> CallSite | None:

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-
-class Leak(TypedDict):
-    """A finding as it goes from a worker of pytest-xdist to the run: plain values only."""
-
-    fingerprint: str
-    known: bool
-    """Whether the baseline has it."""
-    fails: bool
-    """Whether it is reason to fail."""
-    report: str
-    headline: str
-    """Its first line."""
-    file: str | None
-    line: int | None
-    function: str | None
-    """The line to look at."""
-    fix: str
-    facts: dict[str, Any]
-    """What `Finding.to_dict()` says."""
+    from leakguard.testing.describe import Leak
 
 
 class Group:

@@ -151,19 +151,19 @@ def marked(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
 
     As `iter_markers` would tell; but that takes its time, for tests that are many.
     """
-    around: dict[object, bool] = {None: False}
+    around: dict[int, bool] = {id(None): False}  # by `id()`: the hash of a node takes its time, too
     for item in items:
         if _is_marked(item, around):
             yield item
 
 
-def _is_marked(node: pytest.Item | pytest.Collector, around: dict[object, bool]) -> bool:
-    if any(marker.name == _MARKER for marker in node.own_markers):
+def _is_marked(node: pytest.Item | pytest.Collector, around: dict[int, bool]) -> bool:
+    if node.own_markers and any(marker.name == _MARKER for marker in node.own_markers):
         return True
     parent: Any = node.parent
-    if parent not in around:
-        around[parent] = _is_marked(parent, around)
-    return around[parent]
+    if id(parent) not in around:
+        around[id(parent)] = _is_marked(parent, around)
+    return around[id(parent)]
 
 
 def read_wish(node: pytest.Item | pytest.Collector, run: Run) -> Wish:

@@ -11,9 +11,9 @@ from leakguard.testing.protocol import ATTRIBUTE, expects_failure, text_of
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
-    from leakguard.testing.leaks import Leak
+    from leakguard.testing.describe import Leak
+    from leakguard.testing.leaks import Leaks
     from leakguard.testing.plugin import LeakPlugin
-    from leakguard.testing.results import Results
     from leakguard.testing.watch import Part
 
 
@@ -63,15 +63,15 @@ class OtherProtocol:
             self._passed = report.passed and not expects_failure(report)
         elif call.when == "teardown" and self._part is not None:
             setattr(report, ATTRIBUTE, self._found)
-            self._plugin.results.note(item.nodeid, self._found, passed=self._passed)
+            self._plugin.results.leaks.note(item.nodeid, self._found, passed=self._passed)
         return report
 
 
 class Reports:
     """Notes what reports say of tests that workers have run."""
 
-    def __init__(self, results: Results) -> None:
-        self._results = results
+    def __init__(self, leaks: Leaks) -> None:
+        self._leaks = leaks
         self._passed: set[str] = set()
         """The tests that have passed, and are yet to be torn down."""
 
@@ -82,7 +82,7 @@ class Reports:
             self._passed.add(nodeid)
         elif report.when == "teardown":
             found = getattr(report, ATTRIBUTE, {})
-            self._results.note(nodeid, found, passed=nodeid in self._passed)
+            self._leaks.note(nodeid, found, passed=nodeid in self._passed)
             self._passed.discard(nodeid)
 
 

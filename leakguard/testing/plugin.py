@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import pluggy
 
-    from leakguard.testing.leaks import Leak
+    from leakguard.testing.describe import Leak
     from leakguard.testing.watch import Part, Refers
 
 
@@ -44,7 +44,7 @@ class LeakPlugin:
         if self._run.distributed:
             from leakguard.testing.others import Reports  # noqa: PLC0415  (few runs)
 
-            manager.register(Reports(self.results), "leakguard-reports")
+            manager.register(Reports(self.results.leaks), "leakguard-reports")
         else:
             own = OwnProtocol(self)
             manager.register(own, "leakguard-tests")

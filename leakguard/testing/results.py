@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from leakguard.core.finding import Finding
     from leakguard.testing.baseline import Baseline
-    from leakguard.testing.leaks import Leak
+    from leakguard.testing.describe import Leak
     from leakguard.testing.watch import TestWatch
 
 _SUCCESS: Final = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -30,16 +30,12 @@ class Results:
         self._run = run
         self._watch = watch
         self._baseline = _read_baseline(run)
-        self._leaks = Leaks()
+        self.leaks = Leaks()
         self._wishes: dict[str, Wish] = {}
         """What wider fixtures that have ended want, where that is not what the run does."""
         self._late: dict[str, list[Leak]] = {}
         """What no test can fail by any more, by the name of the test or fixture; of nobody where
         that is empty."""
-
-    def note(self, test: str, found: dict[str, list[Leak]], *, passed: bool) -> None:
-        """Note that a test has run, and what was found of it and of fixtures that ended with it."""
-        self._leaks.note(test, found, passed=passed)
 
     def note_late(self, name: str, leaks: Iterable[Leak]) -> None:
         """Note what was found too late for any test to fail, of a test or fixture."""
@@ -79,16 +75,16 @@ class Results:
             output[ATTRIBUTE] = self._late
             return result
         for name, leaks in self._late.items():
-            self._leaks.add(name, leaks)
+            self.leaks.add(name, leaks)
         late = any(leak["fails"] for leaks in self._late.values() for leak in leaks)
         if late and session.exitstatus in _SUCCESS:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._run.report is not None:
             from leakguard.testing.summary import write_report  # noqa: PLC0415  (most runs have none)
 
-            write_report(self._run.report, self._leaks, self._run.reaction.value)
+            write_report(self._run.report, self.leaks, self._run.reaction.value)
         if self._run.update_baseline and self._baseline is not None:
-            self._baseline = self._baseline.updated(self._leaks)
+            self._baseline = self._baseline.updated(self.leaks)
             self._baseline.write()
         return result
 
@@ -104,16 +100,16 @@ class Results:
             terminalreporter.section("leakguard")
             terminalreporter.write_line(str(self._baseline))
             return
-        gone = [] if self._baseline is None else self._baseline.gone(self._leaks)
-        if not self._leaks.groups and not gone:
+        gone = [] if self._baseline is None else self._baseline.gone(self.leaks)
+        if not self.leaks.groups and not gone:
             return
         from leakguard.testing.summary import lines, title, workflow_commands  # noqa: PLC0415  (few runs have leaks)
 
-        terminalreporter.section(f"leakguard: {title(self._leaks)}")
-        for line in lines(self._leaks, gone):
+        terminalreporter.section(f"leakguard: {title(self.leaks)}")
+        for line in lines(self.leaks, gone):
             terminalreporter.write_line(line)
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            for line in workflow_commands(self._leaks):
+            for line in workflow_commands(self.leaks):
                 terminalreporter.write_line(line)
 
 
