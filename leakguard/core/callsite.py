@@ -115,15 +115,19 @@ class CallSite:
 
     def __eq__(self, other: object) -> bool:
         """Compare the innermost lines: the same line is the same site by whatever way."""
+        if not isinstance(other, CallSite):
+            return False
+        (code, offset), (others, at) = self._raw[0], other._raw[0]
         # With the file, because code objects compare equal whatever file they come from.
-        return (
-            isinstance(other, CallSite)
-            and self._raw[0] == other._raw[0]
-            and self.file == other.file
+        return offset == at and (
+            code is others or (code == others and code.co_filename == others.co_filename)
         )
 
     def __hash__(self) -> int:
-        return hash((self._raw[0], self.file))
+        code, offset = self._raw[0]
+        return hash(
+            (offset, code.co_filename)
+        )  # Python hashes the whole of a code object each time
 
 
 def capture(

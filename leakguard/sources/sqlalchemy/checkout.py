@@ -149,19 +149,13 @@ class Checkout(ConnectionHold):
         pool = self.facts.ref()
         if pool is None or self.detached_id is not None:
             return None
-        site = self.origin
         # Not among all that the guard has open: there may be thousands of sessions.
-        every: list[Checkout] = list(self.out.copy().values())
-        of_pool = [
-            hold
-            for hold in every
-            if hold.facts is self.facts and self.guard.has(hold) and hold.open
-        ]
-        same_line = sum(hold.origin == site for hold in of_pool)
+        of_pool = (hold for hold in self.out.copy().values() if hold.facts is self.facts)
+        seen, same_line = self.facts.census.count(self.guard, self.origin, of_pool, len(self.out))
         out, capacity = pool_fill(pool)
         if out is not None:  # after a dispose() the old pool counts anew, down from 0
-            out = max(out, sum(hold.detached_id is None for hold in of_pool))
-        return PoolUsage(out, capacity, same_line)
+            out = max(out, seen)
+        return PoolUsage(out, capacity, max(same_line, int(self.open)))
 
     @property
     def used_before(self) -> bool:

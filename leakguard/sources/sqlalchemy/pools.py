@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -14,6 +14,7 @@ from sqlalchemy.pool import NullPool, Pool, SingletonThreadPool, StaticPool
 
 from leakguard.core.exhaustion import Limits
 from leakguard.exceptions import SettingsError
+from leakguard.sources.sqlalchemy.census import Census
 from leakguard.sources.sqlalchemy.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class PoolFacts:
     """The engine that made it; `None` while the pool is used without one."""
     ledger: Ledger
     """Its connections."""
+    census: Census = field(default_factory=Census)
+    """How many of them are out, and from which lines."""
 
     def belongs_to(self, engine: Engine) -> bool:
         """Return whether `engine` has this pool, or had it before a `dispose()`."""
