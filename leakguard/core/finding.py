@@ -149,6 +149,17 @@ class Finding:
         return self.kind.severity
 
     @property
+    def site(self) -> CallSite | None:
+        """The line to look at first: of the session, else of the checkout.
+
+        Of an exhausted pool, that from which most of what it is about was taken.
+        """
+        if self.hold is not None:
+            return self.hold.origin
+        group = None if self.exhaustion is None else self.exhaustion.main_group
+        return None if group is None else group.site
+
+    @property
     def mistake(self) -> str:
         """Tells it apart from other mistakes in this process.
 

@@ -172,9 +172,7 @@ def _pool(finding: Finding) -> str:
 
 
 def _where(finding: Finding) -> str:
-    hold = finding.hold
-    site = hold and hold.origin
-    return "from an unknown line" if site is None else f"from {site}"
+    return "from an unknown line" if finding.site is None else f"from {finding.site}"
 
 
 def _lines_facts(finding: Finding) -> Iterator[tuple[str, str]]:
@@ -328,8 +326,7 @@ def _hands(kind: FindingKind, holder: str) -> str:
 
 
 def _usage(usage: PoolUsage, finding: Finding) -> str:
-    hold = finding.hold
-    site = hold and hold.origin
+    site = finding.site
     if usage.out is None:
         count, which = "its class does not count connections", "known to be out"
     else:

@@ -30,16 +30,14 @@ class Warnings(Observer):
 
     def found(self, finding: Finding) -> None:
         """Warn of the first finding of a mistake, if it is an error."""
-        hold = finding.hold
-        if hold is None or finding.severity is not Severity.ERROR:
+        if finding.hold is None or finding.severity is not Severity.ERROR:
             return
         mistake = finding.mistake
         if mistake in self._warned or len(self._warned) >= self.LIMIT:
             return
         self._warned[mistake] = None
-        site = hold.origin
-        if site is not None:
-            _warn(advice(finding), site)
+        if finding.site is not None:
+            _warn(advice(finding), finding.site)
 
 
 def _warn(message: str, site: CallSite) -> None:

@@ -10,7 +10,6 @@ from leakguard.core.report import advice
 from leakguard.exceptions import ConnectionLeakWarning
 
 if TYPE_CHECKING:
-    from leakguard.core.callsite import CallSite
     from leakguard.core.finding import Finding
 
 
@@ -34,15 +33,6 @@ class Leak(TypedDict):
     """What `Finding.to_dict()` says."""
 
 
-def site_of(finding: Finding) -> CallSite | None:
-    """Return the line to look at: of the session, else of the checkout, or of most of a pool's."""
-    hold, exhaustion = finding.hold, finding.exhaustion
-    if hold is not None:
-        return hold.origin
-    group = None if exhaustion is None else exhaustion.main_group
-    return None if group is None else group.site
-
-
 def identity_of(finding: Finding) -> str:
     """Return the fingerprint of a leak, which is the same whether the collector came first or not.
 
@@ -56,7 +46,7 @@ def identity_of(finding: Finding) -> str:
 
 def leak_of(finding: Finding, *, known: bool, fails: bool) -> Leak:
     """Write down a finding."""
-    site = site_of(finding)
+    site = finding.site
     facts = finding.to_dict()
     return Leak(
         fingerprint=identity_of(finding),
@@ -74,7 +64,7 @@ def leak_of(finding: Finding, *, known: bool, fails: bool) -> Leak:
 
 def warn_of(finding: Finding) -> bool:
     """Warn on the line to look at; `False` where a filter makes an error of that."""
-    site = site_of(finding)
+    site = finding.site
     file, line = ("unknown", 0) if site is None else (site.file, site.line)
     try:
         warnings.warn_explicit(advice(finding), ConnectionLeakWarning, file, line)

@@ -18,7 +18,6 @@ from leakguard.core.process import INSTALLED, observe_everywhere, observe_no_mor
 from leakguard.core.scope import AMBIENT, Scope
 from leakguard.core.settings import build_settings
 from leakguard.core.stacks import frames_of, thread_stacks
-from leakguard.core.table import OpenHolds
 from leakguard.core.tasks import runs_elsewhere
 from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy import SQLALCHEMY
@@ -169,11 +168,11 @@ class Stages(Observer):
         self._wait_for_verdicts(INSTALLED.copy())
         return stage.findings
 
-    def open_holds(self, stage: Stage) -> OpenHolds:
+    def open_holds(self, stage: Stage) -> list[Hold]:
         """Return what is out of a stage and of its requests, oldest first."""
         holds = [hold for guard in INSTALLED.copy() for hold in guard.open_holds()]
         own = (hold for hold in holds if _stage_of(hold.scope) is stage)
-        return OpenHolds(sorted(own, key=lambda hold: hold.acquired_monotonic))
+        return sorted(own, key=lambda hold: hold.acquired_monotonic)
 
     def take_rest(self) -> list[tuple[str, Finding]]:
         """Return what was found when its stage had ended, with that one's name, if any."""

@@ -6,6 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from leakguard.core.callsite import relative_path
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -34,7 +36,7 @@ def lines(leaks: Leaks, gone: list[Known]) -> Iterator[str]:
         leak = group.first
         yield leak["headline"]
         if leak["file"] is not None:
-            yield f"  at   {leak['file']}:{leak['line']} in {leak['function']}"
+            yield f"  at   {relative_path(leak['file'])}:{leak['line']} in {leak['function']}"
         yield f"  fix  {leak['fix']}"
         yield f"  {_by(leaks, group)} [{leak['fingerprint']}]"
     known = leaks.of(known=True)

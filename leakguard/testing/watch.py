@@ -112,10 +112,10 @@ class TestWatch:
             return ()
         return tuple(self._stages.findings(stage))
 
-    def open_holds(self) -> tuple[Hold, ...]:
+    def open_holds(self) -> list[Hold]:
         """Return what is out of the part that is at work, oldest first."""
         stage = self._at_work[-1].stage
-        return () if stage is None or self._stages is None else self._stages.open_holds(stage)
+        return [] if stage is None or self._stages is None else self._stages.open_holds(stage)
 
     def take_rest(self) -> list[tuple[str, Finding]]:
         """Return what was found when its part had ended, with that one's name, if any."""

@@ -35,11 +35,11 @@ def test_equal_leaks_are_one(write: Write, run: Run) -> None:
         [
             "*leakguard: 7 tests, 2 distinct leaks*",
             "leaked: test_suite.py::test_leaks[[]0[]] *",
-            "  at   *prelude.py:10 in take",
+            "  at   prelude.py:10 in take",
             "  fix  *",
             "  6 tests: test_suite.py::test_leaks[[]0[]], *[[]1[]], *[[]2[]] and 3 more *",
             "leaked: test_suite.py::test_other *",
-            "  at   *test_suite.py:6 in test_other",
+            "  at   test_suite.py:6 in test_other",
             "  fix  *",
             "  2 tests: test_suite.py::test_other, test_suite.py::test_both *",
         ]
