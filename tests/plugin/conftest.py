@@ -68,6 +68,20 @@ Run = Callable[..., pytest.RunResult]
 Write = Callable[[str], None]
 
 
+def ended(
+    result: pytest.RunResult, *, code: pytest.ExitCode | None = None, **outcomes: int
+) -> None:
+    """Check how many tests had which outcome, and that the exit code says the same.
+
+    A `code` is of a run that ends otherwise: by what no test could fail by any more.
+    """
+    result.assert_outcomes(**outcomes)
+    if code is None:
+        bad = outcomes.get("failed", 0) + outcomes.get("errors", 0)
+        code = pytest.ExitCode.TESTS_FAILED if bad else pytest.ExitCode.OK
+    assert result.ret == code
+
+
 @pytest.fixture(autouse=True)
 def nowhere_in_particular(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have pytest print what it prints at a desk, also where this project's tests run in CI.

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import Run, Write, ended
 
 OLD = "def test_old(): take()\n"
 OTHER = """
@@ -31,17 +31,17 @@ def test_what_is_known_does_not_fail(write: Write, run: Run, pytester: pytest.Py
     """Only what is new does, until that is known, too."""
     write(OLD + OTHER)
     result = run(*BASELINE, "--leakguard-update-baseline")
-    result.assert_outcomes(passed=2)
+    ended(result, passed=2)
     result.stdout.fnmatch_lines(["*known.json: 2 known leaks"])
     assert known(pytester) == [["test_suite.py::test_old"], ["test_suite.py::test_other"]]
     result = run(*BASELINE)
-    result.assert_outcomes(passed=2)
+    ended(result, passed=2)
     result.stdout.fnmatch_lines(
         ["*leakguard: no new leaks*", "2 leaks of the baseline, in 2 tests"]
     )
     write(OLD + OTHER + NEW)
     result = run(*BASELINE)
-    result.assert_outcomes(passed=2, failed=1)
+    ended(result, passed=2, failed=1)
     result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*", "reclaimed: *"])
 
 
@@ -49,7 +49,10 @@ def test_what_is_known_is_no_warning(write: Write, run: Run) -> None:
     """Where leaks are warnings."""
     write(OLD)
     run(*BASELINE, "--leakguard-update-baseline")
-    run("--leakguard=warn", "--leakguard-baseline=known.json").assert_outcomes(passed=1)
+    write(OLD + NEW)
+    result = run("--leakguard=warn", "--leakguard-baseline=known.json")
+    ended(result, passed=2, warnings=1)
+    result.stdout.fnmatch_lines(["*ConnectionLeakWarning: reclaimed: *"])
 
 
 def test_what_is_gone_is_told(write: Write, run: Run, pytester: pytest.Pytester) -> None:
@@ -58,7 +61,7 @@ def test_what_is_gone_is_told(write: Write, run: Run, pytester: pytest.Pytester)
     run(*BASELINE, "--leakguard-update-baseline")
     write("def test_old(): behave()\n" + OTHER)
     result = run(*BASELINE)
-    result.assert_outcomes(passed=2)
+    ended(result, passed=2)
     result.stdout.fnmatch_lines(["gone: leaked: test_suite.py::test_old *"])
     result = run(*BASELINE, "-k", "other")
     result.stdout.no_fnmatch_line("gone: *")
@@ -97,7 +100,7 @@ def test_it_does_not_matter_when_the_collector_came(write: Write, run: Run) -> N
     finally:
         gc.enable()
     result = run(*BASELINE)
-    result.assert_outcomes(passed=1)
+    ended(result, passed=1)
     result.stdout.fnmatch_lines(["1 leak of the baseline, in 1 test"])
 
 
@@ -106,7 +109,11 @@ def test_a_line_that_moves_is_still_known(write: Write, run: Run) -> None:
     write(OTHER)
     run(*BASELINE, "--leakguard-update-baseline")
     write("# a comment\n\n" + OTHER)
-    run(*BASELINE).assert_outcomes(passed=1)
+    result = run(*BASELINE)
+    ended(result, passed=1)
+    result.stdout.fnmatch_lines(["1 leak of the baseline, in 1 test"])
+    write(OTHER.replace("():", "():\n    behave()"))
+    ended(run(*BASELINE), failed=1)
 
 
 def test_what_a_fixture_no_longer_leaks_is_gone_too(write: Write, run: Run) -> None:
@@ -114,8 +121,11 @@ def test_what_a_fixture_no_longer_leaks_is_gone_too(write: Write, run: Run) -> N
     fixture = "@pytest.fixture(scope='module')\ndef wide():\n    {}()\ndef test_one(wide): pass\n"
     write(fixture.format("take"))
     run(*BASELINE, "--leakguard-update-baseline")
+    ended(run(*BASELINE), passed=1)
     write(fixture.format("behave"))
-    run(*BASELINE).stdout.fnmatch_lines(["gone: leaked: module fixture wide *"])
+    result = run(*BASELINE)
+    ended(result, passed=1)
+    result.stdout.fnmatch_lines(["gone: leaked: module fixture wide *"])
 
 
 def test_a_test_that_is_skipped_says_nothing(
@@ -137,8 +147,10 @@ def test_it_is_named_by_the_ini_file(write: Write, run: Run, pytester: pytest.Py
     assert known(pytester) == [["test_suite.py::test_old"]]
     elsewhere = pytester.mkdir("elsewhere")
     os.chdir(elsewhere)
-    run("..").assert_outcomes(passed=1)
-    run("--leakguard=off", "..").assert_outcomes(passed=1)
+    result = run("..")
+    ended(result, passed=1)
+    result.stdout.fnmatch_lines(["1 leak of the baseline, in 1 test"])
+    ended(run("--leakguard=off", ".."), passed=1)
 
 
 def test_it_is_written_without_a_terminal(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import Run, Write, ended
 
 APPLICATION = """
 import threading, httpx, uvicorn
@@ -54,7 +54,7 @@ leaky = pytest.mark.parametrize("leaky", [True, False], ids=["leaks", "behaves"]
 
 def check(result: pytest.RunResult, expected: int) -> None:
     """Check that as many tests failed as passed, and that each names its request and its line."""
-    result.assert_outcomes(failed=expected, passed=expected)
+    ended(result, failed=expected, passed=expected)
     report = result.stdout.str()
     assert report.count("\nleaked: GET /") >= expected
 
@@ -129,7 +129,7 @@ def test_asynchronous_tests_of_pytest_asyncio(
         "        await AsyncSession(async_engine).execute(text('select 1'))\n"
     )
     result = run_apart("--leakguard=error", "-p", "asyncio", "-Wignore")
-    result.assert_outcomes(failed=5, passed=5)
+    ended(result, failed=5, passed=5)
     result.stdout.fnmatch_lines(["leaked: test_suite.py::test_sessions[[]leaks[]] *"])
 
 
@@ -147,7 +147,7 @@ def test_asynchronous_tests_of_anyio(write: Write, run_apart: Run) -> None:
         "async def test_leaks(db): take()\n"
         "async def test_leaks_in_a_thread(db): await anyio.to_thread.run_sync(take)\n"
     )
-    run_apart("--leakguard=error").assert_outcomes(failed=4, passed=2)
+    ended(run_apart("--leakguard=error"), failed=4, passed=2)
 
 
 def test_a_session_that_the_test_lends_is_the_test_s(write: Write, run_apart: Run) -> None:
@@ -158,11 +158,27 @@ def test_a_session_that_the_test_lends_is_the_test_s(write: Write, run_apart: Ru
         "    with Session(engine) as session:\n"
         "        app.dependency_overrides[get_db] = lambda: session\n"
         "        yield session\n"
+        "@pytest.fixture\n"
+        "def lost():\n"
+        "    session = Session(engine)\n"
+        "    kept.append(session)\n"
+        "    app.dependency_overrides[get_db] = lambda: session\n"
         "@apps\n"
         "def test_lends(app, db):\n"
         "    assert TestClient(app).get('/sync/false').status_code == 200\n"
+        "@apps\n"
+        "def test_loses(app, lost):\n"
+        "    assert TestClient(app).get('/sync/false').status_code == 200\n"
     )
-    run_apart("--leakguard=error").assert_outcomes(passed=2)
+    result = run_apart("--leakguard=error")
+    ended(result, passed=2, failed=2)
+    result.stdout.fnmatch_lines_random(
+        [
+            "leaked: test_suite.py::test_loses[[]bare[]] *",
+            "leaked: test_suite.py::test_loses[[]protected[]] *",
+        ]
+    )
+    result.stdout.no_fnmatch_line("leaked: GET *")
 
 
 def test_what_the_guard_of_the_application_ignores_is_ignored(write: Write, run_apart: Run) -> None:
@@ -181,23 +197,29 @@ def test_what_the_guard_of_the_application_ignores_is_ignored(write: Write, run_
         "def test_one(path): TestClient(app).get(path)\n"
     )
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=1, failed=1)
+    ended(result, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["leaked: GET /other *"])
 
 
-def test_websockets_and_streams_end_with_the_test(write: Write, run_apart: Run) -> None:
-    """One that a server goes on with is given a moment, and is no reason to fail."""
+def test_websockets_end_with_the_test(write: Write, run_apart: Run) -> None:
+    """What one has while it is open is no reason to fail; what it does not give back is."""
     write(
         APPLICATION + "from fastapi import WebSocket\n"
-        "@app.websocket('/ws')\n"
-        "async def ws(socket: WebSocket):\n"
+        "@app.websocket('/ws/{leaky}')\n"
+        "async def ws(socket: WebSocket, leaky: bool):\n"
         "    await socket.accept()\n"
-        "    with Session(engine) as session:\n"
-        "        session.execute(text('select 1'))\n"
-        "        await socket.send_text('ready')\n"
-        "        await socket.receive_text()\n"
-        "def test_socket():\n"
-        "    with TestClient(app).websocket_connect('/ws') as socket:\n"
+        "    session = Session(engine)\n"
+        "    session.execute(text('select 1'))\n"
+        "    await socket.send_text('ready')\n"
+        "    await socket.receive_text()\n"
+        "    if not leaky: session.close()\n"
+        "    kept.append(session)\n"
+        "@leaky\n"
+        "def test_socket(leaky):\n"
+        "    with TestClient(app).websocket_connect(f'/ws/{leaky}') as socket:\n"
         "        assert socket.receive_text() == 'ready'\n"
         "        socket.send_text('done')\n"
     )
-    run_apart("--leakguard=error").assert_outcomes(passed=1)
+    result = run_apart("--leakguard=error")
+    ended(result, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["leaked: WEBSOCKET /ws/{leaky} *"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import Run, Write, ended
 
 
 @pytest.mark.parametrize("reaction", ["off", "error"])
@@ -28,7 +28,7 @@ def test_it_tells_what_is_out(write: Write, run: Run, reaction: str) -> None:
         "    give_back()\n"
         "    assert leakguard.open_holds() == ()\n"
     )
-    run(f"--leakguard={reaction}").assert_outcomes(passed=1)
+    ended(run(f"--leakguard={reaction}"), passed=1)
 
 
 def test_it_tells_what_was_found(write: Write, run: Run) -> None:
@@ -52,7 +52,7 @@ def test_it_tells_what_was_found(write: Write, run: Run) -> None:
         "        leakguard.check()\n"
         "    assert caught.value.findings == leakguard.findings\n"
     )
-    run().assert_outcomes(passed=1)
+    ended(run(), passed=1)
 
 
 def test_it_allows_what_is_meant_to_be(write: Write, run: Run) -> None:
@@ -61,8 +61,12 @@ def test_it_allows_what_is_meant_to_be(write: Write, run: Run) -> None:
         "def test_keeps(leakguard):\n"
         "    with leakguard.allow('the next test needs it'):\n"
         "        take()\n"
+        "def test_leaks(leakguard):\n"
+        "    with leakguard.allow('the next test needs it'):\n"
+        "        behave()\n"
+        "    take()\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=1)
+    ended(run("--leakguard=error"), passed=1, failed=1)
 
 
 def test_notices_are_found_and_no_reason_to_fail(write: Write, run: Run) -> None:
@@ -75,8 +79,9 @@ def test_notices_are_found_and_no_reason_to_fail(write: Write, run: Run) -> None
         "    with LeakGuard(mode='testing', observers=[]) as leakguard_guard: job()\n"
         "    assert [str(finding.kind) for finding in leakguard.findings] == ['nested_checkout']\n"
         "    leakguard.check()\n"
+        "def test_leaks(leakguard): take()\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=1)
+    ended(run("--leakguard=error"), passed=1, failed=1)
 
 
 def test_a_suite_without_sqlalchemy_has_nothing_to_tell(
@@ -87,16 +92,20 @@ def test_a_suite_without_sqlalchemy_has_nothing_to_tell(
         "import sys\n"
         "def test_one(): assert 'sqlalchemy' not in sys.modules\n"
         "def test_two(): assert 'leakguard.core.guard' not in sys.modules\n"
+        "def test_leaks():\n"
+        "    global connection\n"
+        "    import sqlalchemy\n"
+        "    connection = sqlalchemy.create_engine('sqlite:///late.db').connect()\n"
     )
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=2)
+    ended(result, passed=2, failed=1)
 
 
 def test_who_asks_for_it_too_late_is_told(write: Write, run: Run) -> None:
     """Nothing was watched by then."""
     write("def test_asks(request): request.getfixturevalue('leakguard')\n")
     result = run()
-    result.assert_outcomes(failed=1)
+    ended(result, failed=1)
     result.stdout.fnmatch_lines(["the leakguard fixture has to be among the arguments of the *"])
 
 
@@ -105,4 +114,8 @@ def test_the_example_of_the_page(write: Write, run: Run) -> None:
     page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
     [example] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     write(f"def write_report(session): session.execute(text('select 1'))\n{example}")
-    run().assert_outcomes(passed=1)
+    ended(run(), passed=1)
+    write(f"def write_report(session): kept.append(engine.connect())\n{example}")
+    result = run()
+    ended(result, failed=1)
+    result.stdout.fnmatch_lines([">*assert leakguard.open_holds() == ()"])

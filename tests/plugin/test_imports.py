@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import Run
+from tests.plugin.conftest import Run, ended
 
 LATE = """
 import pytest
@@ -30,7 +30,7 @@ def test_in_a_test(pytester: pytest.Pytester, run_apart: Run) -> None:
         "    assert len(leakguard.open_holds()) == 2\n"
     )
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(failed=1)
+    ended(result, failed=1)
     result.stdout.fnmatch_lines(["leaked: *::test_leaks *"])
 
 
@@ -50,7 +50,7 @@ def test_in_a_wider_fixture(pytester: pytest.Pytester, run_apart: Run) -> None:
         "def test_passes(leaky): pass\n"
     )
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=1, errors=1)
+    ended(result, passed=1, errors=1)
     result.stdout.fnmatch_lines(
         ["module fixture leaky of * leaks, *", "module fixture earlier of * leaks, *"]
     )
@@ -68,7 +68,7 @@ def test_in_a_test_before_the_teardown_of_a_wider_fixture(
         "def test_imports(leaky): import sqlalchemy\n"
     )
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=1, errors=1)
+    ended(result, passed=1, errors=1)
     result.stdout.fnmatch_lines(["module fixture leaky of * leaks, *"])
 
 
@@ -82,7 +82,7 @@ def test_in_the_teardown_of_a_wider_fixture(pytester: pytest.Pytester, run_apart
         "def test_passes(leaky): pass\n"
     )
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=1, errors=1)
+    ended(result, passed=1, errors=1)
     result.stdout.fnmatch_lines(["module fixture leaky of * leaks, *"])
 
 
@@ -94,8 +94,11 @@ def test_while_the_tests_are_collected(pytester: pytest.Pytester, run_apart: Run
         "kept.pop().close()\n"
         "take()\n"
         "def test_passes(): pass\n"
+        "def test_leaks(): take()\n"
     )
-    run_apart("--leakguard=error").assert_outcomes(passed=1)
+    result = run_apart("--leakguard=error")
+    ended(result, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*"])
 
 
 def test_what_is_lost_while_they_are_collected(pytester: pytest.Pytester, run_apart: Run) -> None:
@@ -106,6 +109,5 @@ def test_what_is_lost_while_they_are_collected(pytester: pytest.Pytester, run_ap
         "def test_passes(): pass\n"
     )
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=1)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    ended(result, passed=1, code=pytest.ExitCode.TESTS_FAILED)
     result.stdout.fnmatch_lines(["*leakguard: 1 distinct leak*", "  found when no test ran *"])

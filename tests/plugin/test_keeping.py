@@ -12,7 +12,7 @@ from sqlalchemy import orm
 
 from leakguard.testing import keeping
 from leakguard.testing.keeping import kept
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import Run, Write, ended
 
 REGISTRY = """
 from sqlalchemy.orm import scoped_session, sessionmaker
@@ -23,6 +23,11 @@ USES = """
 def test_one(): Sessions.execute(text("select 1"))
 def test_two(): Sessions.execute(text("select 1"))
 """
+LEAKS = """
+def test_leaks(): kept.append(engine.connect())
+def test_last(): pass
+"""
+"""What no fixture has; not in the last test, at whose end no fixture is left that might."""
 REGISTRIES = {
     "value of the fixture": """
 @pytest.fixture(scope="module")
@@ -158,10 +163,11 @@ def test_one(database): database.get().execute(text("select 1"))
 def test_two(database): database.get().execute(text("select 1"))
 """,
     "class of the tests": """
-@pytest.fixture(scope="class", autouse=True)
+@pytest.fixture(scope="class")
 def tidy(request):
     yield
     request.cls.session.close()
+@pytest.mark.usefixtures("tidy")
 class TestIt:
     def test_one(self):
         type(self).session = Session(engine)
@@ -179,17 +185,6 @@ def test_one():
     mine.append(Session(engine))
     mine[0].execute(text("select 1"))
 def test_two(): mine[0].execute(text("select 1"))
-""",
-    "value that is large": """
-@pytest.fixture(scope="module")
-def context():
-    context = {"data": [object() for _ in range(60_000)], "more": [[] for _ in range(60_000)]}
-    yield context
-    context["session"].close()
-def test_one(context):
-    context["session"] = Session(engine)
-    context["session"].execute(text("select 1"))
-def test_two(context): context["session"].execute(text("select 1"))
 """,
     "asynchronous generator": """
 @pytest.fixture(scope="module")
@@ -213,7 +208,8 @@ def suite(pytester: pytest.Pytester, write: Write) -> Callable[[str], None]:
 
     def suite(tests: str) -> None:
         pytester.makepyfile(database="from prelude import *" + REGISTRY)
-        write("from database import *\n" + (tests if "def test" in tests else tests + USES))
+        own = "def test_one" in tests
+        write("from database import *\n" + (tests if own else USES + tests))
 
     return suite
 
@@ -223,10 +219,40 @@ def test_a_session_that_a_wider_fixture_closes(
     suite: Callable[[str], None], run_apart: Run, tests: str
 ) -> None:
     """However the fixture knows it, the test that took it is not accused, and nobody else is."""
-    suite(tests)
+    suite(tests + LEAKS)
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=tests.count("def test_") or 2)
-    result.stdout.no_fnmatch_line("*leaked*")
+    ended(result, passed=1 + (tests.count("def test_") or 2), failed=1)
+    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*"])
+    result.stdout.fnmatch_lines(["leaked: test_suite.py::test_leaks *"])
+
+
+def test_a_fixture_that_has_too_much_to_look_through(
+    suite: Callable[[str], None], run_apart: Run
+) -> None:
+    """It is taken to have everything, until its own end: no test is accused for nothing."""
+    suite(
+        """
+@pytest.fixture(scope="module")
+def context():
+    context = {"data": [object() for _ in range(60_000)], "more": [[] for _ in range(60_000)]}
+    yield context
+    context["session"].close()
+def test_one(context):
+    context["session"] = Session(engine)
+    context["session"].execute(text("select 1"))
+def test_two(context): context["session"].execute(text("select 1"))
+"""
+        + LEAKS
+    )
+    result = run_apart("--leakguard=error")
+    ended(result, passed=4, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "module fixture context of test_suite.py leaks, which has ended here",
+            "*checked out * test_suite.py:* in test_leaks",
+            "*leakguard: 1 fixture, 1 distinct leak*",
+        ]
+    )
 
 
 def test_one_that_it_does_not_close(suite: Callable[[str], None], run_apart: Run) -> None:
@@ -238,7 +264,7 @@ def test_one_that_it_does_not_close(suite: Callable[[str], None], run_apart: Run
         "    print(Sessions)\n" + USES
     )
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=2, errors=1)
+    ended(result, passed=2, errors=1)
     result.stdout.fnmatch_lines(
         [
             "module fixture untidy of test_suite.py leaks, which has ended here",
@@ -262,7 +288,7 @@ def test_one_that_no_fixture_is_to_close(
     """What only the set-up names, or somebody else would close, is up to the test."""
     suite(f"@pytest.fixture(scope='module', autouse=True)\ndef wide():\n    {fixture}{USES}")
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=1, failed=1)
+    ended(result, passed=1, failed=1)
     result.stdout.fnmatch_lines(["leaked: test_suite.py::test_one *"])
 
 
@@ -286,7 +312,7 @@ def test_a_fixture_from_before_sqlalchemy(pytester: pytest.Pytester, run_apart: 
         "def test_three(): pass\n"
     )
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=3, errors=1)
+    ended(result, passed=3, errors=1)
     result.stdout.fnmatch_lines(["module fixture untidy of * leaks, which has ended here"])
 
 

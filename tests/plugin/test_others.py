@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import Run, Write, ended
 
 ITS_OWN_WAY = """
 from _pytest.runner import runtestprotocol
@@ -31,7 +31,7 @@ def test_a_plugin_that_runs_the_tests_its_own_way(
         "def test_skipped(leaky): pytest.skip('later')\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=2, skipped=1, errors=2)
+    ended(result, passed=2, skipped=1, errors=2)
     result.stdout.fnmatch_lines(
         [
             "*ERROR at teardown of test_leaks*",
@@ -49,7 +49,7 @@ def test_a_plugin_that_leaves_a_test_alone(
     pytester.makeconftest(ITS_OWN_WAY)
     write("def test_idle_leaks(): take()\ndef test_idle(): behave()\ndef test_behaves(): behave()")
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=2, failed=1)
+    ended(result, passed=2, failed=1)
     result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*"])
 
 
@@ -66,7 +66,7 @@ def test_what_a_teardown_fails_by_is_not_lost(
         "def test_leaks(broken): take()\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=1, errors=1)
+    ended(result, passed=1, errors=1)
     result.stdout.fnmatch_lines(
         ["E*LookupError: torn down", "*leakguard: 1 test, 1 distinct leak*"]
     )
@@ -77,8 +77,16 @@ def test_one_that_is_meant_to_fail_is_not_judged(
 ) -> None:
     """It has failed as it should."""
     pytester.makeconftest(ITS_OWN_WAY)
-    write("@pytest.mark.xfail\ndef test_leaks():\n    take()\n    assert False")
-    run("--leakguard=error").assert_outcomes(xfailed=1)
+    write(
+        "def fail():\n"
+        "    take()\n"
+        "    assert False\n"
+        "test_expected = pytest.mark.xfail(fail)\n"
+        "def test_leaks(): take()\n"
+    )
+    result = run("--leakguard=error")
+    ended(result, xfailed=1, passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_leaks*"])
 
 
 FLAKY = """

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from leakguard.sources.sqlalchemy import SQLALCHEMY
-from tests.plugin.conftest import OUTLIVED, Run, Write
+from tests.plugin.conftest import OUTLIVED, Run, Write, ended
 
 
 def test_the_test_that_leaks_fails_in_its_own_right(write: Write, run: Run) -> None:
     """With the report on the leak, as a failure and not as an error, and the next one passes."""
     write("def test_leaks(): take()\ndef test_behaves(): behave()")
     result = run("--leakguard=error")
-    result.assert_outcomes(failed=1, passed=1)
+    ended(result, failed=1, passed=1)
     result.stdout.fnmatch_lines(
         [
             "*leaked: test_suite.py::test_leaks (in *) did not give back a connection of pool *",
@@ -21,7 +21,6 @@ def test_the_test_that_leaks_fails_in_its_own_right(write: Write, run: Run) -> N
             "*fix  *",
         ]
     )
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
 def test_what_nobody_keeps_is_found_too(write: Write, run: Run) -> None:
@@ -33,7 +32,7 @@ def test_what_nobody_keeps_is_found_too(write: Write, run: Run) -> None:
         "def test_behaves(): behave()"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(failed=1, passed=1)
+    ended(result, failed=1, passed=1)
     result.stdout.fnmatch_lines(["*reclaimed: test_suite.py::test_leaks * garbage collector"])
 
 
@@ -41,7 +40,7 @@ def test_one_that_fails_anyway_fails_as_ever(write: Write, run: Run) -> None:
     """What it leaked is in the summary."""
     write("def test_fails():\n    take()\n    assert 1 == 2")
     result = run("--leakguard=error")
-    result.assert_outcomes(failed=1)
+    ended(result, failed=1)
     result.stdout.fnmatch_lines(["E*assert 1 == 2", "*leakguard: 1 test, 1 distinct leak*"])
 
 
@@ -58,7 +57,7 @@ def test_one_that_is_skipped_or_fails_in_its_setup_is_judged_too(write: Write, r
         "    pytest.skip('later')\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(errors=1, skipped=1)
+    ended(result, errors=1, skipped=1)
     result.stdout.fnmatch_lines(["*leakguard: 2 tests, 1 distinct leak*"])
 
 
@@ -67,16 +66,24 @@ def test_one_that_is_expected_to_fail_may_leak(write: Write, run: Run, strict: b
     """As a test that shows a leak which is not repaired yet."""
     write(f"@pytest.mark.xfail(strict={strict}, reason='known')\ndef test_leaks(): take()")
     result = run("--leakguard=error")
-    result.assert_outcomes(xfailed=1)
+    ended(result, xfailed=1)
     result.stdout.no_fnmatch_line("*distinct leak*")
 
 
 def test_one_that_fails_as_expected_may_leak_too(write: Write, run: Run) -> None:
     """Nobody expects it to clean up as well."""
-    write("@pytest.mark.xfail\ndef test_fails():\n    take()\n    raise LookupError\n")
+    write(
+        "def fail():\n"
+        "    take()\n"
+        "    raise LookupError\n"
+        "test_expected = pytest.mark.xfail(fail)\n"
+        "def test_fails(): fail()\n"
+    )
     result = run("--leakguard=error")
-    result.assert_outcomes(xfailed=1)
-    result.stdout.no_fnmatch_line("*distinct leak*")
+    ended(result, xfailed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*leakguard: 1 test, 1 distinct leak*", "  1 test: test_suite.py::test_fails *"]
+    )
 
 
 def test_fixtures_of_a_test_are_part_of_it(write: Write, run: Run) -> None:
@@ -92,7 +99,7 @@ def test_fixtures_of_a_test_are_part_of_it(write: Write, run: Run) -> None:
         "def test_leaks(leaky): pass\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=1, failed=1)
+    ended(result, passed=1, failed=1)
     result.stdout.fnmatch_lines(["*leaked: test_suite.py::test_leaks *"])
 
 
@@ -113,7 +120,7 @@ def test_a_wider_fixture_is_judged_at_its_own_end(write: Write, run: Run) -> Non
         "def test_two(db, leaky): db.execute(text('select 1'))\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=2, errors=1)
+    ended(result, passed=2, errors=1)
     result.stdout.fnmatch_lines(
         [
             "*ERROR at teardown of test_two*",
@@ -134,7 +141,7 @@ def test_a_wider_fixture_whose_setup_fails(write: Write, run: Run) -> None:
         "def test_behaves(): behave()\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(errors=2, passed=1)
+    ended(result, errors=2, passed=1)
     result.stdout.fnmatch_lines(["leaked: module fixture broken *"])
 
 
@@ -149,27 +156,56 @@ def test_a_fixture_that_ends_with_the_run(write: Write, run: Run) -> None:
         "def test_never(leaky): pass\n"
     )
     result = run("--leakguard=error", "--exitfirst")
-    result.assert_outcomes(failed=1)
+    ended(result, failed=1)
     result.stdout.fnmatch_lines(
         ["*1 test and 1 fixture: test_suite.py::test_leaks, session fixture leaky *"]
     )
 
 
-def test_a_wider_fixture_that_leaks_when_all_have_passed(write: Write, run: Run) -> None:
-    """The run fails, though every test has passed: by an exit code that nobody can overlook."""
-    write(
-        "@pytest.fixture(scope='session')\n"
-        "def leaky():\n"
-        "    yield\n"
-        "def test_passes(leaky, request):\n"
-        "    request.session.shouldstop = 'enough'\n"
-        "@pytest.fixture(scope='session', autouse=True)\n"
-        "def leaks():\n"
-        "    take()\n"
-        "    yield\n"
-    )
+WIDER = """
+@pytest.fixture(scope="session")
+def wide():
+    {}()
+    yield
+def test_passes(wide, request): request.session.shouldstop = {!r}
+def test_never(wide): pass
+"""
+
+
+def test_a_wider_fixture_that_leaks_where_the_run_is_stopped(write: Write, run: Run) -> None:
+    """It is the error of the test that is the last one by that; the run was stopped either way."""
+    write(WIDER.format("take", "enough"))
     result = run("--leakguard=error")
-    assert result.ret != pytest.ExitCode.OK
+    ended(result, passed=1, errors=1, code=pytest.ExitCode.INTERRUPTED)
+    result.stdout.fnmatch_lines(["session fixture wide leaks, which has ended here"])
+    write(WIDER.format("behave", "enough"))
+    ended(run("--leakguard=error"), passed=1, code=pytest.ExitCode.INTERRUPTED)
+
+
+NEVER_THE_LAST = """
+from _pytest.runner import runtestprotocol
+def pytest_runtest_protocol(item, nextitem):
+    runtestprotocol(item, nextitem=nextitem or item)
+    return True
+"""
+"""A plugin that leaves wider fixtures to the end of the run, which tears down what is left."""
+
+
+@pytest.mark.parametrize("does", ["take", "behave"])
+def test_a_wider_fixture_that_ends_when_all_tests_have(
+    write: Write, run: Run, pytester: pytest.Pytester, does: str
+) -> None:
+    """If it leaks, the run fails though every test has passed: nobody can overlook that."""
+    pytester.makeconftest(NEVER_THE_LAST)
+    write(WIDER.format(does, ""))
+    result = run("--leakguard=error")
+    if does == "behave":
+        ended(result, passed=2)
+        return
+    ended(result, passed=2, code=pytest.ExitCode.TESTS_FAILED)
+    result.stdout.fnmatch_lines(
+        ["*leakguard: 1 fixture, 1 distinct leak*", "  1 fixture: session fixture wide *"]
+    )
 
 
 def test_transactions_around_each_test(write: Write, run: Run) -> None:
@@ -190,8 +226,11 @@ def test_transactions_around_each_test(write: Write, run: Run) -> None:
         "    db.execute(text('select 1'))\n"
         "    with db.begin_nested(): db.execute(text('select 1'))\n"
         "    db.commit()\n"
+        "def test_leaks(db): take()\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=3)
+    result = run("--leakguard=error")
+    ended(result, passed=3, failed=1)
+    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*", "*prelude.py:* in take"])
 
 
 def test_classes_are_suites_too(write: Write, run: Run) -> None:
@@ -218,7 +257,7 @@ def test_classes_are_suites_too(write: Write, run: Run) -> None:
         "    def test_leaks(self): take()\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=2, failed=2)
+    ended(result, passed=2, failed=2)
 
 
 def test_a_thread_that_still_works_is_not_accused(write: Write, run: Run) -> None:
@@ -235,11 +274,14 @@ def test_a_thread_that_still_works_is_not_accused(write: Write, run: Run) -> Non
         "def test_starts_it():\n"
         "    thread.start()\n"
         "    assert has_it.wait(10)\n"
+        "def test_leaks_beside_it(): take()\n"
         "def test_ends_it():\n"
         "    go_on.set()\n"
         "    thread.join()\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=2)
+    result = run("--leakguard=error")
+    ended(result, passed=2, failed=1)
+    result.stdout.fnmatch_lines(["leaked: test_suite.py::test_leaks_beside_it *"])
 
 
 HANDED_OVER = {
@@ -272,7 +314,7 @@ def test_what_is_handed_to_a_thread_may_come_back(write: Write, run: Run, to: st
         "def test_leaks(): take()\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=1, failed=1)
+    ended(result, passed=1, failed=1)
     result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*"])
 
 
@@ -280,16 +322,17 @@ def test_a_leak_that_comes_to_light_later(write: Write, run: Run) -> None:
     """The thread that had it ended without returning it, long after its test: the run fails."""
     write(OUTLIVED)
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=2)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    ended(result, passed=2, code=pytest.ExitCode.TESTS_FAILED)
     result.stdout.fnmatch_lines(
         ["leaked: test_suite.py::test_starts_it *", "  1 test: test_suite.py::test_starts_it *"]
     )
 
 
-@pytest.mark.parametrize("wanted, code", [("off", 0), ("error", 1)])
+@pytest.mark.parametrize(
+    "wanted, code", [("off", pytest.ExitCode.OK), ("error", pytest.ExitCode.TESTS_FAILED)]
+)
 def test_a_late_leak_of_a_fixture_counts_as_its_marker_says(
-    write: Write, run: Run, wanted: str, code: int
+    write: Write, run: Run, wanted: str, code: pytest.ExitCode
 ) -> None:
     """Whatever the run wants of other tests."""
     write(
@@ -312,14 +355,13 @@ def test_a_late_leak_of_a_fixture_counts_as_its_marker_says(
         "    thread.join()\n"
     )
     result = run("--leakguard=error" if wanted == "off" else "--leakguard=warn")
-    result.assert_outcomes(passed=2)
-    assert result.ret == code
+    ended(result, passed=2, code=code)
 
 
 def test_nothing_is_watched_after_the_run(write: Write, run: Run) -> None:
     """SQLAlchemy is as it was found."""
-    write("def test_behaves(): behave()")
-    run("--leakguard=error").assert_outcomes(passed=1)
+    write("def test_behaves(): behave()\ndef test_leaks(): take()")
+    ended(run("--leakguard=error"), passed=1, failed=1)
     assert SQLALCHEMY.guards == ()
 
 
@@ -330,11 +372,12 @@ def test_what_interrupts_a_teardown_does_not_lose_the_test(write: Write, run_apa
         "def interrupted():\n"
         "    yield\n"
         "    raise KeyboardInterrupt\n"
+        "def test_leaks(): take()\n"
         "def test_passes(interrupted): behave()\n"
     )
     result = run_apart("--leakguard=error")
-    assert result.ret == pytest.ExitCode.INTERRUPTED
-    result.stdout.fnmatch_lines(["*1 passed*"])
+    ended(result, passed=1, failed=1, code=pytest.ExitCode.INTERRUPTED)
+    result.stdout.fnmatch_lines(["leaked: test_suite.py::test_leaks *"])
 
 
 def test_subtests_are_told_as_ever(write: Write, run: Run) -> None:
@@ -371,7 +414,7 @@ def test_fixtures_of_one_name_are_told_apart(write: Write, run: Run) -> None:
         "    def test_one(self, leaky): pass\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=2, errors=1, warnings=2)  # pytest's, about the method
+    ended(result, passed=2, errors=1, warnings=2)  # pytest's, about the method
     assert result.stdout.str().count("\nleaked: module fixture leaky[0]") == 4
     assert result.stdout.str().count("\nleaked: module fixture leaky[1]") == 1
 
@@ -387,15 +430,30 @@ def test_wider_fixtures_are_torn_down_with_the_last_test(write: Write, run: Run)
         "def test_never(wide): pass\n"
     )
     result = run("--leakguard=error", "--exitfirst")
-    result.assert_outcomes(failed=1, errors=1)
+    ended(result, failed=1, errors=1)
     result.stdout.fnmatch_lines(["E*LookupError: torn down"])
 
 
 @pytest.mark.parametrize("option", ["--setup-show", "--setup-only"])
 def test_setups_are_shown_as_ever(write: Write, run: Run, option: str) -> None:
-    """With the tests that they are for."""
-    write("def test_behaves(): behave()")
-    run("--leakguard=error", option).stdout.fnmatch_lines(["*test_suite.py::test_behaves*"])
+    """With the tests that they are for; where nothing else runs, the summary has their leaks."""
+    write(
+        "@pytest.fixture\n"
+        "def leaky(): take()\n"
+        "def test_behaves(): behave()\n"
+        "def test_leaks(leaky): pass\n"
+    )
+    result = run("--leakguard=error", option)
+    result.stdout.fnmatch_lines(
+        [
+            "*test_suite.py::test_behaves*",
+            "*SETUP    F leaky",
+            "*test_suite.py::test_leaks (fixtures used: leaky)*",
+            "*leakguard: 1 test, 1 distinct leak*",
+        ]
+    )
+    run_too = option == "--setup-show"
+    ended(result, passed=run_too, failed=run_too)
 
 
 def test_tests_need_not_be_functions(write: Write, run: Run, pytester: pytest.Pytester) -> None:
@@ -413,5 +471,5 @@ def test_tests_need_not_be_functions(write: Write, run: Run, pytester: pytest.Py
     write("def test_behaves(): behave()")
     pytester.makefile(".lines", suite="")
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=1, failed=1)
+    ended(result, passed=1, failed=1)
     result.stdout.fnmatch_lines(["leaked: suite.lines::first *"])

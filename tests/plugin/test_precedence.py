@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import OUTLIVED, Run, Write
+from tests.plugin.conftest import OUTLIVED, Run, Write, ended
 
 LEAKS = "def test_leaks(): take()"
 
@@ -13,14 +13,17 @@ def outcome_of(result: pytest.RunResult) -> str:
     """Return what was done about the one test that leaks."""
     outcomes = result.parseoutcomes()
     if "failed" in outcomes:
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
         return "error"
-    return "warn" if "warnings" in outcomes or "warning" in outcomes else "off"
+    assert result.ret == pytest.ExitCode.OK
+    return "warn" if "warnings" in outcomes else "off"
 
 
 def test_nothing_is_done_unless_somebody_wants_it(write: Write, run: Run) -> None:
     """Whoever has leakguard installed for production gets no plugin that changes a run."""
     write(LEAKS)
     assert outcome_of(run()) == "off"
+    assert outcome_of(run("--leakguard=error")) == "error"
 
 
 @pytest.mark.parametrize("ini", ["off", "warn", "error"])
@@ -63,7 +66,7 @@ def test_the_closest_marker_wins(write: Write, run: Run) -> None:
         "    def test_three(self): take()\n"
         "def test_four(): take()\n"
     )
-    run().assert_outcomes(passed=2, failed=2)
+    ended(run(), passed=2, failed=2)
 
 
 def test_a_wider_fixture_goes_by_the_markers_around_it(write: Write, run: Run) -> None:
@@ -80,13 +83,23 @@ def test_a_wider_fixture_goes_by_the_markers_around_it(write: Write, run: Run) -
         "    @pytest.mark.leakguard('off')\n"
         "    def test_one(self, leaky): pass\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=2, errors=1)
+    ended(run("--leakguard=error"), passed=2, errors=1)
 
 
-def test_what_comes_to_light_late_goes_by_its_test(write: Write, run: Run) -> None:
+@pytest.mark.parametrize(
+    "marker, code",
+    [
+        ("'off'", pytest.ExitCode.OK),
+        ("ignore=['leaked']", pytest.ExitCode.OK),
+        ("ignore=['held']", pytest.ExitCode.TESTS_FAILED),
+    ],
+)
+def test_what_comes_to_light_late_goes_by_its_test(
+    write: Write, run: Run, marker: str, code: pytest.ExitCode
+) -> None:
     """One that may leak may do so in a thread that goes on."""
-    write(OUTLIVED + "test_starts_it = pytest.mark.leakguard('off')(test_starts_it)\n")
-    assert run("--leakguard=error").ret == pytest.ExitCode.OK
+    write(OUTLIVED + f"test_starts_it = pytest.mark.leakguard({marker})(test_starts_it)\n")
+    ended(run("--leakguard=error"), passed=2, code=code)
 
 
 def test_what_is_ignored_adds_up(write: Write, run: Run) -> None:
@@ -105,18 +118,24 @@ def test_what_is_ignored_adds_up(write: Write, run: Run) -> None:
         "@pytest.mark.leakguard('error')\n"
         "def test_exhausts(): exhaust()\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=2, failed=1)
+    ended(run("--leakguard=error"), passed=2, failed=1)
 
 
 @pytest.mark.parametrize("kind", ["leaked", "reclaimed"])
 def test_it_does_not_matter_when_the_collector_came(write: Write, run: Run, kind: str) -> None:
     """Before the end of the test or after it is chance, and the mistake is the same."""
     write(
-        f"pytestmark = pytest.mark.leakguard(ignore=[{kind!r}])\n"
-        "def test_leaks(): take()\n"
-        "def test_reclaims(): engine.raw_connection()\n"
+        "def leak(): take()\n"
+        "def lose(): engine.raw_connection()\n"
+        f"ignored = pytest.mark.leakguard(ignore=[{kind!r}])\n"
+        "@ignored\n"
+        "def test_leaks(): leak()\n"
+        "@ignored\n"
+        "def test_reclaims(): lose()\n"
+        "def test_fails(): leak()\n"
+        "def test_fails_too(): lose()\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=2)
+    ended(run("--leakguard=error"), passed=2, failed=2)
 
 
 def test_a_function_may_say_what_to_ignore(write: Write, run: Run) -> None:
@@ -128,14 +147,14 @@ def test_a_function_may_say_what_to_ignore(write: Write, run: Run) -> None:
         "@pytest.mark.leakguard(ignore=(leakguard.ignore_function('other'),))\n"
         "def test_fails(): take()\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=1, failed=1)
+    ended(run("--leakguard=error"), passed=1, failed=1)
 
 
 def test_a_warning_is_on_the_line_that_leaks(write: Write, run: Run) -> None:
     """In pytest's own summary of warnings, with the test that made it."""
     write("def test_leaks(): take()\ndef test_reclaims(): engine.raw_connection()")
     result = run("--leakguard=warn")
-    result.assert_outcomes(passed=2, warnings=2)
+    ended(result, passed=2, warnings=2)
     result.stdout.fnmatch_lines(
         [
             "test_suite.py::test_leaks",
@@ -151,7 +170,7 @@ def test_a_filter_may_make_an_error_of_the_warning(write: Write, run: Run) -> No
     """As of any other."""
     write("def test_leaks(): take()")
     result = run("--leakguard=warn", "-Werror::leakguard.ConnectionLeakWarning")
-    result.assert_outcomes(failed=1)
+    ended(result, failed=1)
 
 
 def test_an_exhausted_pool_is_found_though_the_test_expects_the_error(
@@ -165,9 +184,9 @@ def test_an_exhausted_pool_is_found_though_the_test_expects_the_error(
         "        small.connect()\n"
     )
     result = run("--leakguard=warn")
-    result.assert_outcomes(passed=1, warnings=1)
+    ended(result, passed=1, warnings=1)
     result.stdout.fnmatch_lines(["*test_suite.py:4: ConnectionLeakWarning: pool_exhausted: *"])
-    run("--leakguard=error").assert_outcomes(failed=1)
+    ended(run("--leakguard=error"), failed=1)
 
 
 def test_a_marker_may_be_added_at_any_time(
@@ -188,5 +207,5 @@ def test_a_marker_may_be_added_at_any_time(
         "    request.node.add_marker(pytest.mark.leakguard('off'))\n"
         "    take()\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=2, failed=1)
-    run().assert_outcomes(passed=2, failed=1)
+    ended(run("--leakguard=error"), passed=2, failed=1)
+    ended(run(), passed=2, failed=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import Run, Write, ended
 
 
 def test_a_predicate_that_raises_is_an_error_of_its_test(write: Write, run: Run) -> None:
@@ -15,7 +15,7 @@ def test_a_predicate_that_raises_is_an_error_of_its_test(write: Write, run: Run)
         "def test_behaves(): behave()\n"
     )
     result = run("--leakguard=error")
-    result.assert_outcomes(passed=2, errors=1)
+    ended(result, passed=2, errors=1)
     result.stdout.fnmatch_lines(
         [
             "E*TypeError: *",
@@ -40,7 +40,7 @@ def test_what_is_raised_while_a_test_is_judged_is_its_error(
     )
     write("def test_slow(): behave()\ndef test_leaks(): take()\n")
     result = run_apart("--leakguard=error")
-    result.assert_outcomes(passed=1, errors=1, failed=1)
+    ended(result, passed=1, errors=1, failed=1)
     result.stdout.fnmatch_lines(["*Failed: Timeout", "*leakguard: 1 test, 1 distinct leak*"])
 
 
@@ -52,7 +52,7 @@ def test_a_test_may_run_twice(write: Write, run: Run, pytester: pytest.Pytester)
         "def test_behaves(one): behave()\n"
         "def test_leaks(one): take()\n"
     )
-    run("--leakguard=error").assert_outcomes(passed=2, failed=2)
+    ended(run("--leakguard=error"), passed=2, failed=2)
 
 
 @pytest.mark.parametrize("failing", ["setup", "call", "teardown"])
@@ -69,12 +69,16 @@ def test_a_failure_is_told_before_a_debugger_looks_at_it(
         f"    assert {failing!r} != 'setup'\n"
         "    yield\n"
         f"    assert {failing!r} != 'teardown'\n"
+        "def test_leaks(): take()\n"
         f"def test_fails(phases): assert {failing!r} != 'call'\n"
     )
     without, found = run_apart(), run_apart("--leakguard=error")
     assert found.ret == without.ret == pytest.ExitCode.INTERRUPTED
-    assert found.parseoutcomes() == without.parseoutcomes()
-    found.stdout.fnmatch_lines(["E*assert * != *"])
+    expected = without.parseoutcomes()
+    expected["failed"] = expected.get("failed", 0) + 1  # by its leak, which is no exception
+    expected["passed"] -= 1
+    assert {"passed": 0, **found.parseoutcomes()} == expected
+    found.stdout.fnmatch_lines(["leaked: test_suite.py::test_leaks *", "E*assert * != *"])
 
 
 def test_a_plugin_that_pytest_never_asks_runs_no_test(
@@ -87,7 +91,7 @@ def test_a_plugin_that_pytest_never_asks_runs_no_test(
         "def pytest_runtest_protocol(item): return True\n"
     )
     write("def test_leaks(): take()")
-    run("--leakguard=error").assert_outcomes(failed=1)
+    ended(run("--leakguard=error"), failed=1)
 
 
 @pytest.mark.parametrize("marker", ["", "@pytest.mark.flaky(reruns=1)\n"])
@@ -107,23 +111,25 @@ def test_tracebacks_begin_with_the_user_s_code(
     )
     write(f"{marker}def test_setup(user): pass\n{marker}def test_leaks(wide): take()\n")
     result = run_with_reruns("--leakguard=error")
-    assert result.parseoutcomes()["errors"] == 2
+    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*"])
+    outcomes = {"rerun": 2, "passed": 2, "errors": 2} if marker else {"failed": 1, "errors": 2}
+    assert result.parseoutcomes() == outcomes
     result.stdout.no_fnmatch_line("*leakguard?testing*")
 
 
 def test_no_tests_are_run_elsewhere_without_workers(write: Write, run: Run) -> None:
     """`--dist` alone has no effect: it may be among the options that a suite always has."""
     write("def test_leaks(): take()")
-    run("--leakguard=error", "--dist=loadfile").assert_outcomes(failed=1)
+    ended(run("--leakguard=error", "--dist=loadfile"), failed=1)
 
 
 def test_a_debugger_has_nothing_to_look_at(write: Write, run: Run) -> None:
-    """Where no test fails."""
-    write("def test_behaves(): behave()")
-    run("--leakguard=error", "--pdb").assert_outcomes(passed=1)
+    """Where no test fails but by its leak: nothing was raised."""
+    write("def test_behaves(): behave()\ndef test_leaks(): take()")
+    ended(run("--leakguard=error", "--pdb"), passed=1, failed=1)
 
 
 def test_pytest_may_be_without_its_option_to_show_setups(write: Write, run: Run) -> None:
     """Its plugins can be left out."""
-    write("def test_behaves(): behave()")
-    run("--leakguard=error", "-pno:setuponly").assert_outcomes(passed=1)
+    write("def test_behaves(): behave()\ndef test_leaks(): take()")
+    ended(run("--leakguard=error", "-pno:setuponly"), passed=1, failed=1)

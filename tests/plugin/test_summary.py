@@ -10,7 +10,7 @@ from leakguard.testing.describe import leak_of
 from leakguard.testing.leaks import Leaks
 from leakguard.testing.summary import lines, title, workflow_commands
 from tests.core.fakes import make_finding
-from tests.plugin.conftest import PRELUDE, Run, Write
+from tests.plugin.conftest import PRELUDE, Run, Write, ended
 
 TESTS = """
 @pytest.mark.parametrize("number", range(5))
@@ -30,7 +30,7 @@ def test_equal_leaks_are_one(write: Write, run: Run) -> None:
     """Over the whole run: how many tests, how many leaks, and which tests each has."""
     write(TESTS)
     result = run("--leakguard=error")
-    result.assert_outcomes(failed=7, passed=1)
+    ended(result, failed=7, passed=1)
     result.stdout.fnmatch_lines(
         [
             "*leakguard: 7 tests, 2 distinct leaks*",
@@ -50,13 +50,18 @@ def test_a_run_without_leaks_says_nothing(write: Write, run: Run) -> None:
     """As a run without warnings does."""
     write("def test_behaves(): behave()")
     result = run("--leakguard=error")
+    ended(result, passed=1)
     result.stdout.no_fnmatch_line("*leakguard: *")
+    write("def test_behaves(): behave()\ndef test_leaks(): take()")
+    result = run("--leakguard=error")
+    ended(result, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*"])
 
 
 def test_the_report_for_machines(write: Write, run: Run, pytester: pytest.Pytester) -> None:
     """Has every leak, with all its tests and facts."""
     write(TESTS)
-    run("--leakguard=warn", "--leakguard-report=leaks.json").assert_outcomes(passed=8, warnings=8)
+    ended(run("--leakguard=warn", "--leakguard-report=leaks.json"), passed=8, warnings=8)
     report = json.loads((pytester.path / "leaks.json").read_text())
     assert report["leakguard_report"] == 1
     assert report["reaction"] == "warn"
@@ -73,10 +78,16 @@ def test_the_report_of_a_run_without_leaks(
     write: Write, run: Run, pytester: pytest.Pytester
 ) -> None:
     """Is written, too: a file that is missing means that something went wrong."""
-    write("def test_behaves(): behave()")
-    run("--leakguard=error", "--leakguard-report=leaks.json")
-    report = json.loads((pytester.path / "leaks.json").read_text())
-    assert report["leaks"] == []
+    for suite, number in (
+        ("def test_behaves(): behave()\n", 0),
+        ("def test_leaks(): take()\n", 1),
+        ("def test_behaves(): behave()\ndef test_too(): behave()\n", 0),  # over the last one
+    ):
+        write(suite)
+        run("--leakguard=error", "--leakguard-report=leaks.json")
+        report = json.loads((pytester.path / "leaks.json").read_text())
+        assert len(report["leaks"]) == number
+        assert report["tests_run"] == suite.count("def ")
 
 
 @pytest.mark.parametrize("reaction, level", [("warn", "warning"), ("error", "error")])
@@ -112,7 +123,9 @@ def test_elsewhere_nobody_sees_these_commands(
     """They mean nothing on a terminal."""
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     write(TESTS)
-    run("--leakguard=error").stdout.no_fnmatch_line("*title=connection leak*")
+    result = run("--leakguard=error")
+    ended(result, failed=7, passed=1)
+    result.stdout.no_fnmatch_line("*title=connection leak*")
 
 
 def test_a_leak_of_an_unknown_line_has_no_place() -> None:
@@ -144,7 +157,7 @@ def test_a_doctest_has_no_file_to_annotate(
         inline='"""\n>>> from prelude import *\n>>> kept.append(engine.connect())\n"""'
     )
     result = run("--leakguard=error", "--doctest-modules")
-    result.assert_outcomes(failed=2)
+    ended(result, failed=2)
     result.stdout.fnmatch_lines(["  checked out       <doctest inline[[]1[]]>:1 in <module>"])
     result.stdout.fnmatch_lines_random(
         [

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.plugin.conftest import OUTLIVED, Write
+from tests.plugin.conftest import OUTLIVED, Write, ended
 
 TESTS = """
 import asyncio
@@ -43,7 +43,7 @@ def test_the_test_that_leaks_is_the_one_that_fails(
         "--leakguard-report=leaks.json",
         "-Wignore",
     )
-    result.assert_outcomes(failed=3, passed=9)
+    ended(result, failed=3, passed=9)
     [leak] = json.loads((pytester.path / "leaks.json").read_text())["leaks"]
     assert sorted(leak["tests"]) == LEAKY
     result.stdout.fnmatch_lines(["*leakguard: 3 tests, 1 distinct leak*"])
@@ -55,8 +55,7 @@ def test_what_a_worker_finds_too_late_fails_the_run(
     """No test is left that could fail: the run has it from the worker."""
     write(OUTLIVED)
     result = pytester.runpytest_subprocess("-n1", "--leakguard=error", "-pno:randomly")
-    result.assert_outcomes(passed=2)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    ended(result, passed=2, code=pytest.ExitCode.TESTS_FAILED)
     result.stdout.fnmatch_lines(["  1 test: test_suite.py::test_starts_it *"])
 
 
@@ -68,7 +67,7 @@ def test_the_workers_share_the_baseline(write: Write, pytester: pytest.Pytester)
     [leak] = json.loads((pytester.path / "known.json").read_text())["leaks"]
     assert leak["tests"] == sorted(LEAKY)
     result = pytester.runpytest_subprocess(*arguments)
-    result.assert_outcomes(passed=12)
+    ended(result, passed=12)
     result.stdout.fnmatch_lines(["1 leak of the baseline, in 3 tests"])
 
 
@@ -90,5 +89,5 @@ def test_markers_alone_are_enough(write: Write, pytester: pytest.Pytester) -> No
     """The run collects no tests itself, and has the summary all the same."""
     write("@pytest.mark.leakguard('error')\ndef test_leaks(): take()\n")
     result = pytester.runpytest_subprocess("-n1", "-pno:randomly")
-    result.assert_outcomes(failed=1)
+    ended(result, failed=1)
     result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*"])
