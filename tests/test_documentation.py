@@ -44,8 +44,11 @@ from leakguard.core.diagnosis import Case, diagnose
 from leakguard.core.settings import Mode, Options, build_settings
 from leakguard.observers.opentelemetry import OpenTelemetry
 from leakguard.observers.prometheus import Metrics
+from leakguard.testing.describe import leak_of
 from leakguard.testing.fixture import LeakGuardFixture
+from leakguard.testing.leaks import Leaks
 from leakguard.testing.options import KINDS, add_options
+from leakguard.testing.summary import title
 from tests.core import fakes
 from tests.core.fakes import make_finding
 
@@ -326,6 +329,21 @@ def test_the_report_of_the_readme_is_one() -> None:
         usage=PoolUsage(1, 15, 1),
     )
     assert f"```\n{finding}\n```" in README
+
+
+def test_the_report_of_a_failing_test_is_the_one_of_the_readme() -> None:
+    """What the page on tests leaves out of it aside."""
+    [sample] = re.findall(r"```\n(_+ test_read_item _+\n.*?)```", TESTING, flags=re.DOTALL)
+    _, *report, summary = sample.splitlines()
+    assert len(report) == 6
+    assert [line for line in report if line not in README.splitlines()] == ["  ..."]
+    leaks = Leaks()
+    leak = leak_of(make_finding(), known=False, fails=True)
+    for number in range(7):
+        leaks.note(
+            f"{number}", {f"{number}": [{**leak, "fingerprint": f"{number % 2}"}]}, passed=True
+        )
+    assert summary.strip("= ") == f"leakguard: {title(leaks)}"
 
 
 def test_the_report_on_an_exhausted_pool_is_what_leakguard_writes() -> None:

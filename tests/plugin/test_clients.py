@@ -223,3 +223,68 @@ def test_websockets_end_with_the_test(write: Write, run_apart: Run) -> None:
     result = run_apart("--leakguard=error")
     ended(result, passed=1, failed=1)
     result.stdout.fnmatch_lines(["leaked: WEBSOCKET /ws/{leaky} *"])
+
+
+HELD = """
+import threading
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from leakguard import ConnectionLeakError, LeakGuardMiddleware, Observer
+told = threading.Event()
+
+
+class Told(Observer):
+    def found(self, finding): told.set()
+
+
+app = FastAPI()
+app.add_middleware(LeakGuardMiddleware, held_after=0.01, observers=[Told()])
+
+
+@app.get("/idle/{held}")
+def idle(held: bool):
+    with Session(engine) as session:
+        session.execute(text("select 1"))
+        if held: assert told.wait(10)
+
+
+def test_behaves():
+    assert TestClient(app).get("/idle/false").status_code == 200
+@pytest.mark.leakguard(ignore=["held"])
+def test_ignores():
+    assert TestClient(app).get("/idle/true").status_code == 200
+def test_holds():
+    told.clear()
+    assert TestClient(app).get("/idle/true").status_code == 200
+@pytest.mark.leakguard("off")
+def test_looks(leakguard):
+    told.clear()
+    TestClient(app).get("/idle/true")
+    with pytest.raises(ConnectionLeakError, match="held: GET /idle/{held}"):
+        leakguard.check()
+"""
+
+
+def test_a_connection_that_is_held_too_long(write: Write, run_apart: Run) -> None:
+    """It fails the test where the guard of the application looks for it, though it came back."""
+    write(HELD)
+    result = run_apart("--leakguard=error")
+    ended(result, passed=3, failed=1)
+    result.stdout.fnmatch_lines(
+        ["held: GET /idle/{held} *", "  1 test: test_suite.py::test_holds *"]
+    )
+    result.stdout.no_fnmatch_line("leaked: *")
+
+
+def test_a_route_may_be_ignored_by_a_marker(write: Write, run_apart: Run) -> None:
+    """As the page says: one that streams for minutes, on purpose."""
+    write(
+        APPLICATION + "from leakguard import ignore_route\n"
+        "@pytest.mark.leakguard(ignore=[ignore_route('/sync/{leaky}')])\n"
+        "@paths\n"
+        "def test_requests(path):\n"
+        "    assert TestClient(app).get(f'/{path}/true').status_code == 200\n"
+    )
+    result = run_apart("--leakguard=error")
+    ended(result, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["  1 test: test_suite.py::test_requests[[]async[]] *"])

@@ -119,3 +119,41 @@ def test_the_example_of_the_page(write: Write, run: Run) -> None:
     result = run()
     ended(result, failed=1)
     result.stdout.fnmatch_lines([">*assert leakguard.open_holds() == ()"])
+
+
+def test_it_tells_what_a_request_has_out(write: Write, run_apart: Run) -> None:
+    """As long as it is under way; as a table for whoever prints it."""
+    write(
+        "from starlette.applications import Starlette\n"
+        "from starlette.routing import WebSocketRoute\n"
+        "from starlette.testclient import TestClient\n"
+        "async def endpoint(socket):\n"
+        "    await socket.accept()\n"
+        "    with engine.connect():\n"
+        "        await socket.send_text('ready')\n"
+        "        await socket.receive_text()\n"
+        "client = TestClient(Starlette(routes=[WebSocketRoute('/ws', endpoint)]))\n"
+        "def test_looks(leakguard):\n"
+        "    with client.websocket_connect('/ws') as socket:\n"
+        "        assert socket.receive_text() == 'ready'\n"
+        "        [hold] = leakguard.open_holds()\n"
+        "        assert hold.scope.name == 'WEBSOCKET /ws'\n"
+        "        print(leakguard.open_holds())\n"
+        "        socket.send_text('done')\n"
+        "    assert leakguard.open_holds() == ()\n"
+    )
+    result = run_apart("-s")
+    ended(result, passed=1)
+    result.stdout.fnmatch_lines(
+        ["*what *pool *checked out", "*WEBSOCKET /ws*test_suite.py:*in endpoint*"]
+    )
+
+
+def test_it_has_a_type(write: Write, run: Run) -> None:
+    """For annotations: whoever looks for the name of the fixture finds it in the package."""
+    write(
+        "import leakguard as package\n"
+        "def test_one(leakguard: package.LeakGuardFixture):\n"
+        "    assert type(leakguard) is package.LeakGuardFixture\n"
+    )
+    ended(run(), passed=1)

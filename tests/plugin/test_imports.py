@@ -111,3 +111,23 @@ def test_what_is_lost_while_they_are_collected(pytester: pytest.Pytester, run_ap
     result = run_apart("--leakguard=error")
     ended(result, passed=1, code=pytest.ExitCode.TESTS_FAILED)
     result.stdout.fnmatch_lines(["*leakguard: 1 distinct leak*", "  found when no test ran *"])
+
+
+def test_inert_it_imports_no_more_than_its_options(
+    pytester: pytest.Pytester, run_apart: Run
+) -> None:
+    """Nor does it have SQLAlchemy imported, which takes longer than many a suite."""
+    pytester.makepyfile(
+        "import sys\n"
+        "def test_imports():\n"
+        "    assert 'sqlalchemy' not in sys.modules\n"
+        "    assert {name for name in sys.modules if name.startswith('leakguard')} == {\n"
+        "        'leakguard', 'leakguard.pytest_plugin', 'leakguard.testing',\n"
+        "        'leakguard.testing.options',\n"
+        "    }\n"
+    )
+    ended(run_apart(), passed=1)
+    ended(run_apart("--leakguard=off"), passed=1)
+    active = run_apart("--leakguard=error")
+    ended(active, failed=1)
+    active.stdout.fnmatch_lines(["*leakguard.testing.plugin*"])

@@ -473,3 +473,61 @@ def test_tests_need_not_be_functions(write: Write, run: Run, pytester: pytest.Py
     result = run("--leakguard=error")
     ended(result, passed=1, failed=1)
     result.stdout.fnmatch_lines(["leaked: suite.lines::first *"])
+
+
+ENDS = {
+    "class": ["test_two", "test_three", "test_four"],
+    "module": ["test_three", "test_four"],
+    "package": ["test_four"],
+    "session": ["test_five"],
+}
+"""Of each scope: the tests with which its fixtures end."""
+
+
+@pytest.mark.parametrize("scope", ENDS)
+def test_a_fixture_of_any_scope_is_judged_at_its_end(
+    pytester: pytest.Pytester, write: Write, run: Run, scope: str
+) -> None:
+    """And no test before is accused; the fixture is set up anew for what comes after."""
+    write("")
+    for folder in ("first", "second"):
+        pytester.mkpydir(folder)
+    (pytester.path / "first" / "conftest.py").write_text(
+        f"from prelude import *\n@pytest.fixture(scope='{scope}')\ndef leaky(): take()\n"
+    )
+    (pytester.path / "first" / "test_a.py").write_text(
+        "class TestFirst:\n"
+        "    def test_one(self, leaky): pass\n"
+        "    def test_two(self, leaky): pass\n"
+        "class TestSecond:\n"
+        "    def test_three(self, leaky): pass\n"
+    )
+    (pytester.path / "first" / "test_b.py").write_text(
+        "class TestThird:\n    def test_four(self, leaky): pass\n"
+    )
+    (pytester.path / "second" / "test_c.py").write_text("def test_five(): pass\n")
+    result = run("--leakguard=error")
+    ended(result, passed=5, errors=len(ENDS[scope]))
+    for test in ENDS[scope]:
+        result.stdout.fnmatch_lines(
+            [f"*ERROR at teardown of *{test} *", f"{scope} fixture leaky* leaks, which has ended *"]
+        )
+
+
+def test_a_warning_of_sqlalchemy_fails_no_test(write: Write, run_apart: Run) -> None:
+    """Though it is made an error, it is raised where nobody can catch it."""
+    write(
+        "import asyncio, gc\n"
+        "from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine\n"
+        "lost = create_async_engine('sqlite+aiosqlite:///async.db')\n"
+        "async def lose(): await AsyncSession(lost).execute(text('select 1'))\n"
+        "def test_loses(): asyncio.run(lose())\n"
+        "def test_is_innocent(): gc.collect()\n"
+    )
+    arguments = ("-Werror::sqlalchemy.exc.SAWarning", "-rA")
+    without = run_apart(*arguments)
+    assert without.ret == pytest.ExitCode.OK
+    without.stdout.fnmatch_lines(["*garbage collector is trying to clean up *", "PASSED *loses"])
+    result = run_apart(*arguments, "--leakguard=error")
+    ended(result, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*", "PASSED *innocent"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.plugin.conftest import OUTLIVED, Run, Write, ended
@@ -209,3 +212,16 @@ def test_a_marker_may_be_added_at_any_time(
     )
     ended(run("--leakguard=error"), passed=2, failed=1)
     ended(run(), passed=2, failed=1)
+
+
+def test_the_settings_of_the_page(write: Write, run: Run, pytester: pytest.Pytester) -> None:
+    """In CI plain `pytest` fails by new leaks, once the file says so."""
+    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
+    [settings] = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    pytester.makepyprojecttoml(settings)
+    write(LEAKS)
+    ended(run("--leakguard-update-baseline"), passed=1)
+    assert (pytester.path / "leaks.json").is_file()
+    ended(run(), passed=1)
+    write(LEAKS + "\ndef test_new(): engine.raw_connection()\n")
+    ended(run(), passed=1, failed=1)
