@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from leakguard import pytest_plugin
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import Run, Write, ended
 
 
 def refused(result: pytest.RunResult, *lines: str) -> None:
@@ -28,10 +28,10 @@ def test_a_bad_ini_setting(write: Write, run: Run, pytester: pytest.Pytester) ->
     )
 
 
-def test_a_bad_option(write: Write, run: Run) -> None:
+def test_a_bad_option(write: Write, run_apart: Run) -> None:
     """Is refused as pytest refuses those of its own."""
     write("def test_one(): pass")
-    refused(run("--leakguard=strict"), "--leakguard", "'off', 'warn', 'error'", "'strict'")
+    refused(run_apart("--leakguard=strict"), "--leakguard", "'off', 'warn', 'error'", "'strict'")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,8 @@ def test_bad_files(
 def test_whoever_says_off_may_leave_the_other_options(write: Write, run: Run) -> None:
     """As for one run of a suite whose ini file has them."""
     write("def test_one(): take()")
-    run("--leakguard=off", "--leakguard-baseline=no.json").assert_outcomes(passed=1)
+    ended(run("--leakguard=off", "--leakguard-baseline=no.json"), passed=1)
+    refused(run("--leakguard=error", "--leakguard-baseline=no.json"), "there is no baseline")
 
 
 def test_an_old_pluggy_is_told(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:

@@ -380,20 +380,33 @@ def test_what_interrupts_a_teardown_does_not_lose_the_test(write: Write, run_apa
     result.stdout.fnmatch_lines(["leaked: test_suite.py::test_leaks *"])
 
 
-def test_subtests_are_told_as_ever(write: Write, run: Run) -> None:
+OF_UNITTEST = """
+import unittest
+class TestParts(unittest.TestCase):
+    def test_parts(self):
+        for number in range(3):
+            with self.subTest(number=number): assert number != 1
+    def test_leaks(self):
+        with self.subTest(): take()
+"""
+OF_PYTEST = """
+def test_parts(subtests):
+    for number in range(3):
+        with subtests.test(number=number): assert number != 1
+def test_leaks(subtests):
+    with subtests.test(): take()
+"""
+from_pytest_9 = pytest.mark.skipif(
+    not hasattr(pytest, "Subtests"), reason="this pytest has no subtests of its own"
+)
+
+
+@pytest.mark.parametrize(
+    "suite", [OF_UNITTEST, pytest.param(OF_PYTEST, marks=from_pytest_9)], ids=["unittest", "pytest"]
+)
+def test_subtests_are_told_as_ever(write: Write, run: Run, suite: str) -> None:
     """They are reports of their own, beside that of the test."""
-    write(
-        "import unittest\n"
-        "def test_parts(subtests):\n"
-        "    for number in range(3):\n"
-        "        with subtests.test(number=number): assert number != 1\n"
-        "class TestUnit(unittest.TestCase):\n"
-        "    def test_parts(self):\n"
-        "        for number in range(3):\n"
-        "            with self.subTest(number=number): assert number != 1\n"
-        "def test_leaks(subtests):\n"
-        "    with subtests.test(): take()\n"
-    )
+    write(suite)
     expected = run("--leakguard=off").parseoutcomes()
     found = run("--leakguard=error").parseoutcomes()
     expected["failed"] += 1
@@ -401,20 +414,24 @@ def test_subtests_are_told_as_ever(write: Write, run: Run) -> None:
     assert {**found, "passed": found.get("passed", 0)} == expected
 
 
-def test_fixtures_of_one_name_are_told_apart(write: Write, run: Run) -> None:
+def test_fixtures_of_one_name_are_told_apart(
+    write: Write, run: Run, pytester: pytest.Pytester
+) -> None:
     """Those that override one another, and those of several parameters."""
-    write(
+    pytester.makeconftest(
+        "from prelude import *\n"
         "@pytest.fixture(scope='module', params=['a', 'b'])\n"
         "def leaky(request):\n"
         "    if request.param == 'a': take()\n"
         "    yield\n"
-        "class TestOne:\n"
-        "    @pytest.fixture(scope='module')\n"
-        "    def leaky(self, leaky): kept.append(engine.connect())\n"
-        "    def test_one(self, leaky): pass\n"
+    )
+    write(
+        "@pytest.fixture(scope='module')\n"
+        "def leaky(leaky): kept.append(engine.connect())\n"
+        "def test_one(leaky): pass\n"
     )
     result = run("--leakguard=error")
-    ended(result, passed=2, errors=1, warnings=2)  # pytest's, about the method
+    ended(result, passed=2, errors=1)
     assert result.stdout.str().count("\nleaked: module fixture leaky[0]") == 4
     assert result.stdout.str().count("\nleaked: module fixture leaky[1]") == 1
 
