@@ -130,7 +130,7 @@ def test_ends_it():
 def test_what_a_task_closes_whose_loop_stands_still(
     write: Write, run: Run, task: str, then: str, failed: int
 ) -> None:
-    """It may never run again: the test is accused, but of nothing that the task itself took."""
+    """The test has no loop: it is accused, but of nothing that the task itself took."""
     write(STANDS_STILL.format(task, then))
     result = run("--leakguard=error")
     ended(result, passed=2 - failed, failed=failed)
