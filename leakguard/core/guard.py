@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from leakguard.core.exhaustion import Exhaustion
     from leakguard.core.finding import Finding
     from leakguard.core.observer import Observer
-    from leakguard.core.pool import PoolChange, Wait
     from leakguard.core.settings import Settings
 
 
@@ -306,14 +305,6 @@ class Guard:
         hold.collected = True  # first: released and not collected would mean that it was given back
         hold.released_monotonic = monotonic()
         WATCH.post(partial(self._after_collection, hold))
-
-    def pool_changed(self, change: PoolChange) -> None:
-        """Take note that a pool has other connections, or other ones of them are out."""
-        self.observers.pool_changed(change)
-
-    def waited(self, wait: Wait) -> None:
-        """Take note of how long a checkout took."""
-        self.observers.waited(wait)
 
     def has_leaked(self, hold: Hold) -> bool:
         """Return whether `hold` was reported as leaked, and has not come back."""

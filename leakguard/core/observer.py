@@ -63,6 +63,24 @@ class Observer:
         """Tell that the guard watches nothing any more: no open hold will be told as released."""
 
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., None])
+_NOTING: Final[set[object]] = set()
+
+
+def notes(function: FunctionT) -> FunctionT:
+    """Mark a method of an observer of leakguard's own that nobody has to be protected from.
+
+    It never raises and takes no lock, wherever it is called: it writes down what it is told.
+    """
+    _NOTING.add(function)
+    return function
+
+
+def only_notes(method: Callable[..., None]) -> bool:
+    """Return whether a method was marked so; not one of the user's that overrides it."""
+    return getattr(method, "__func__", None) in _NOTING
+
+
 METHODS: Final = (
     "scope_opened",
     "scope_closed",
@@ -132,6 +150,8 @@ class Observers:
         told = tuple(self._overriding(name))
         if not told:
             return _tell_nobody
+        if len(told) == 1 and only_notes(told[0][1]):  # a call less for what every request does
+            return told[0][1]
         collector = COLLECTOR
 
         def tell(subject: object, *, posted: bool = False) -> None:

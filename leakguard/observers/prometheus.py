@@ -35,9 +35,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from leakguard.core.collector import COLLECTOR
+from leakguard.core.faults import FAULTS
 from leakguard.core.fork import in_child
 from leakguard.core.lock import LOCK
-from leakguard.core.observer import Observer
+from leakguard.core.observer import Observer, notes
 from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS
 from leakguard.core.unresolved import UnresolvedLeaks
 from leakguard.core.watch import WATCH
@@ -133,25 +135,32 @@ class Counted(Collector):
         self._unrouted: list[_Return] = []
         """Those before a router had said which route answers: to match all routes for it would cost
         more than all the rest."""
+        # Others show what this process has counted, whenever they are asked and however it ends.
         self._at_once = is_multiprocess()
+        self.much: Final = 1 if self._at_once else _MUCH
+        """With so much of a kind it is counted, though nobody asks."""
         self._planned = False
         """Whether the watch will count what is written down."""
         self._lock = RLock()
         _EVERY.add(self)
 
-    def write_down(self, written: deque[T], what: T) -> None:
-        """Have it counted at the next scrape, or when there is much to count."""
-        written.append(what)
-        # Others show what this process has counted, whenever they are asked and however it ends.
-        if self._at_once or len(written) >= _MUCH:
-            self._count_soon(len(written))
-
-    def _count_soon(self, written: int) -> None:
-        if self._at_once or not WATCH.started or written >= _TOO_MUCH:
-            self.count()
+    def count_soon(self, written: int) -> None:
+        """Have it counted, of which there is much; never raises, and waits for nobody."""
+        # Where the collector interrupted some code, that may have a lock of the client's.
+        if not (COLLECTOR.runs_here() or self._waits_for_watch(written)):
+            self._count_now()
         elif not self._planned:
             self._planned = True
             WATCH.post(self.count)
+
+    def _waits_for_watch(self, written: int) -> bool:
+        return not self._at_once and WATCH.started and written < _TOO_MUCH
+
+    def _count_now(self) -> None:
+        try:
+            self.count()
+        except Exception as error:  # noqa: BLE001  (the request must not notice a full disk)
+            FAULTS.report("leakguard's metrics", error, "They may be wrong.")
 
     def count(self) -> None:
         """Count what was written down."""
@@ -224,7 +233,7 @@ _Return = tuple["Scope | None", str, float]
 """Of a connection that came back: its scope, its pool, and for how many seconds it was out."""
 
 _MUCH: Final = 200
-"""With so much of a kind the watch counts, though nobody asks."""
+"""With so much of a kind the watch counts."""
 _TOO_MUCH: Final = 1000
 """With so much whoever writes it down counts: an observer may keep the watch busy."""
 
@@ -282,22 +291,34 @@ class Prometheus(Observer):
         self._counted: Final = _counted_in(registry)
         self._unresolved = UnresolvedLeaks(self._count_unresolved)
 
+    # What every request does is written down in as few steps as there can be.
+
+    @notes
     def scope_opened(self, scope: Scope) -> None:
         """Count it as open."""
         counted = self._counted
-        counted.write_down(counted.scopes, (scope.type, 1))
+        counted.scopes.append((scope.type, 1))
+        if len(counted.scopes) >= counted.much:
+            counted.count_soon(len(counted.scopes))
 
+    @notes
     def scope_closed(self, scope: Scope) -> None:
         """Count it as open no more."""
         counted = self._counted
-        counted.write_down(counted.scopes, (scope.type, -1))
+        counted.scopes.append((scope.type, -1))
+        if len(counted.scopes) >= counted.much:
+            counted.count_soon(len(counted.scopes))
 
+    @notes
     def released(self, hold: Hold) -> None:
         """Observe how long the connection was out."""
+        ended = hold.released_monotonic
         # One that is handed over to another guard is released there.
-        if hold.resource == "connection" and hold.released_monotonic is not None:
+        if hold.resource == "connection" and ended is not None:
             counted = self._counted
-            counted.write_down(counted.returns, (hold.scope, hold.pool, hold.held_for))
+            counted.returns.append((hold.scope, hold.pool, ended - hold.acquired_monotonic))
+            if len(counted.returns) >= counted.much:
+                counted.count_soon(len(counted.returns))
 
     def found(self, finding: Finding) -> None:
         """Count it, and a leak as unresolved, too."""
@@ -316,15 +337,21 @@ class Prometheus(Observer):
         self._unresolved.forget(guard)
         self._counted.count()  # who would do it later may go with the guard
 
+    @notes
     def pool_changed(self, change: PoolChange) -> None:
         """Count the connections in the pool and out of it."""
         counted = self._counted
-        counted.write_down(counted.changes, change)
+        counted.changes.append(change)
+        if len(counted.changes) >= counted.much:
+            counted.count_soon(len(counted.changes))
 
+    @notes
     def waited(self, wait: Wait) -> None:
         """Observe how long a checkout took, or count that it timed out."""
         counted = self._counted
-        counted.write_down(counted.waits, wait)
+        counted.waits.append(wait)
+        if len(counted.waits) >= counted.much:
+            counted.count_soon(len(counted.waits))
 
     def _count_unresolved(self, finding: Finding, change: int) -> None:
         self._counted.metrics.unresolved.labels(finding.pool or _NONE).inc(change)

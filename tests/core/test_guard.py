@@ -262,8 +262,8 @@ def test_observers_are_told_what_becomes_of_pools() -> None:
 
     guard = installed(Pools())
     change, wait = PoolChange("main", 1, 0, 15), Wait("main", 0.2, timed_out=False)
-    guard.pool_changed(change)
-    guard.waited(wait)
+    guard.observers.pool_changed(change)
+    guard.observers.waited(wait)
     assert told == [change, wait]
     guard.uninstall()
 

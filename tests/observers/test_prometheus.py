@@ -39,6 +39,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from leakguard import LeakGuard, LeakGuardMiddleware, Prometheus, Scope, SettingsError, metrics_app
+from leakguard.core.faults import FAULTS
 from leakguard.core.pool import HOLD_BUCKETS
 from leakguard.core.watch import WATCH
 from leakguard.observers import prometheus
@@ -476,6 +477,36 @@ def test_with_several_processes_everything_is_counted_at_once(
     assert metrics.value("leakguard_open_scopes", type="job") == 0
 
 
+def test_counting_that_fails_is_logged_and_harms_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the disk is full that the client writes to; one that derives from it is disabled."""
+
+    class Derived(Prometheus):
+        def scope_closed(self, scope: Scope) -> None:
+            raise OSError(scope.name)
+
+    monkeypatch.setattr(prometheus, "is_multiprocess", lambda: True)
+    metrics = Metrics()
+    derived = Derived(CollectorRegistry())
+
+    def full(kind: str) -> None:
+        raise OSError(kind)
+
+    monkeypatch.setattr(written(metrics).metrics.scopes, "labels", full)
+    FAULTS.forget()
+    for observer, told in ((metrics.observer, 1), (derived, 0)):
+        with LeakGuard(mode="production", observers=[observer]) as guard:
+            for _ in range(2):
+                with guard.scope("job"):
+                    pass
+            assert len(guard.observers) == told
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "leakguard's metrics raised OSError",
+        "leakguard's observer Derived raised OSError",
+    ]
+
+
 def forgetting(job: Callable[[], None]) -> None:
     """Stand for a watch that has ended, or is kept by an observer."""
 
@@ -626,8 +657,13 @@ def uncollected() -> Generator[None]:
         gc.enable()
 
 
-def test_a_connection_that_a_finalizer_gives_back(driver: Driver, metrics: Metrics) -> None:
+@pytest.mark.parametrize("multiprocess", [True, False])
+def test_a_connection_that_a_finalizer_gives_back(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, *, multiprocess: bool
+) -> None:
     """The collector may interrupt whoever holds a metric's lock: nobody waits for it there."""
+    monkeypatch.setattr(prometheus, "is_multiprocess", lambda: multiprocess)
+    metrics = Metrics()
 
     class Repository:
         def __init__(self) -> None:

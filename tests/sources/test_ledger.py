@@ -50,7 +50,8 @@ def test_a_name_that_is_found_out_when_nobody_is_told() -> None:
     told: list[PoolChange] = []
     ledger = Ledger(None, "QueuePool", 15, [1])
     ledger.rename("main")
-    ledger.join(SimpleNamespace(pool_changed=told.append))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a guard that is told
+    guard = SimpleNamespace(observers=SimpleNamespace(pool_changed=told.append))
+    ledger.join(guard)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a guard that is told
     assert told == [PoolChange("main", 1, 0, 15)]
 
 

@@ -46,12 +46,12 @@ class Ledger:
     def begin(self, idle: int) -> None:
         """Tell what the pool had at the beginning: so many connections, all of them idle."""
         if self._guard is not None:
-            self._guard.pool_changed(PoolChange(self._name, idle, 0, self._limit))
+            self._guard.observers.pool_changed(PoolChange(self._name, idle, 0, self._limit))
 
     def join(self, guard: Guard) -> None:
         """Tell `guard` from now on."""
         self._guard = guard
-        guard.pool_changed(self._all(1))
+        guard.observers.pool_changed(self._all(1))
 
     def rename(self, name: str) -> None:
         """Count under another name."""
@@ -65,7 +65,7 @@ class Ledger:
         """Tell that all connections are gone, to the guard, and nothing more."""
         guard, self._guard = self._guard, None
         if guard is not None:
-            guard.pool_changed(self._all(-1))
+            guard.observers.pool_changed(self._all(-1))
 
     def forget(self) -> None:
         """Tell nothing more: this is the child of a fork, and the connections are the parent's."""
@@ -112,4 +112,4 @@ class Ledger:
 
     def _tell(self, change: PoolChange) -> None:
         if self._guard is not None:
-            self._guard.pool_changed(change)
+            self._guard.observers.pool_changed(change)

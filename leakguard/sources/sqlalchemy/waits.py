@@ -101,7 +101,7 @@ class Waits:
                 under_way.pop(number, None)
             hold = out.get(id(proxy))
             if hold is not None:
-                hold.guard.waited(Wait(hold.pool, monotonic() - began, timed_out=False))
+                hold.guard.observers.waited(Wait(hold.pool, monotonic() - began, timed_out=False))
             return proxy
 
         return connect
@@ -114,7 +114,7 @@ class Waits:
         try:
             whose = self._checkouts.attribution_of(pool)
             if whose is not None:
-                whose.guard.waited(Wait(whose.pool, monotonic() - began, timed_out=True))
+                whose.guard.observers.waited(Wait(whose.pool, monotonic() - began, timed_out=True))
                 self._explain(pool, whose, error, began)
         except Exception as fault:  # noqa: BLE001  (the caller must get its own error)
             report_fault(fault)
