@@ -67,6 +67,8 @@ class Guard:
         """When it began to watch, by `time.monotonic()`; what is older is not known to it."""
         self.watches_all = False
         """Whether it is installed, and watches every engine."""
+        self.follows_statements = settings.follow_statements
+        """Whether it wants to know of statements; looked up at each, unlike the other settings."""
         self._warns_uninstalled = settings.mode is not Mode.OFF
         self._blocks = 0
         """How many `with` blocks of the guard are open."""

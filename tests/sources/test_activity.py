@@ -37,7 +37,8 @@ from leakguard.core.stacks import task_stack, thread_stack
 from leakguard.core.workers import Workers
 from leakguard.sources.sqlalchemy import SQLALCHEMY, activity
 from leakguard.sources.sqlalchemy.activity import (
-    Execution,
+    Stream,
+    begin_execution,
     is_in_database,
 )
 from leakguard.sources.sqlalchemy.checkout import Checkout
@@ -112,9 +113,9 @@ def test_the_statement_of_another_connection_is_not_one_s_own(
 def test_a_frame_that_another_statement_has_by_now() -> None:
     """The one that began last in the thread is the one that runs in it."""
     frame = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-    first = Execution(Context(), frame)
+    first = begin_execution(frame)
     assert first.running
-    second = Execution(Context(), frame)
+    second = begin_execution(frame)
     assert not first.running
     assert second.running
 
@@ -122,7 +123,7 @@ def test_a_frame_that_another_statement_has_by_now() -> None:
 def test_a_statement_ends_with_its_greenlet() -> None:
     """Whatever frame has the address of its own by then."""
     frame = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-    ended = greenlet(lambda: Execution(Context(), frame))
+    ended = greenlet(lambda: begin_execution(frame))
     execution = ended.switch()
     assert ended.dead
     assert not execution.running
@@ -196,6 +197,7 @@ def test_what_is_known_of_threads_has_a_bound(
     """Of those that have ended nobody tells."""
     monkeypatch.setattr(activity, "_LATEST_LIMIT", 1)
     latest: dict[int, Any] = activity._latest  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to fill it
+    latest.clear()
     latest.update({-1: None, -2: None})
     with Session(engine) as db:
         db.execute(QUERY)
@@ -209,13 +211,6 @@ class Context:
 
     def __init__(self) -> None:
         self.cursor = SimpleNamespace(rownumber=1)
-
-
-class Plain:
-    """That of a statement whose rows are all there at once."""
-
-    _is_server_side = False
-    dialect = SimpleNamespace(name="postgresql")
 
 
 def test_where_another_guard_follows_statements_nothing_is_noted(
@@ -240,9 +235,8 @@ def test_rows_that_are_read_are_use(watching: LeakGuard, engine: Engine) -> None
         context = Context()
         db.execute(QUERY)
         hold: Any = connection_of(watching)
-        frame = sys._getframe()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        hold.note_stream(Execution(context, frame))
-        hold.note_stream(Execution(Plain(), frame))
+        hold.note_stream(Stream(context))
+        db.execute(QUERY)
         [stream] = hold.streams  # though another statement began since
         assert stream.has_moved()
         assert not stream.has_moved()
@@ -285,11 +279,11 @@ class Odd(Context):
 def test_whatever_a_dialect_returns_the_program_gets() -> None:
     """Its result is looked into where there is something to see."""
     context = Odd()
-    execution = Execution(context, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-    execution.follow_result()
+    stream = Stream(context)
+    stream.follow_result()
     for _ in range(2):
         assert context._setup_result_proxy() == "rows"  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as SQLAlchemy does
-    assert execution.tells
+    assert stream.tells
 
 
 class Closed(Context):
@@ -304,10 +298,10 @@ class Closed(Context):
 def test_of_a_result_that_is_read_nothing_is_read_any_more() -> None:
     """Whoever keeps it keeps the connection idle."""
     context = Closed()
-    execution = Execution(context, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-    assert execution.tells
+    stream = Stream(context)
+    assert stream.tells
     context.cursor.closed = False
-    assert not execution.tells
+    assert not stream.tells
 
 
 def test_of_other_databases_a_cursor_says_whether_it_streams(

@@ -508,7 +508,7 @@ def test_faults_of_ours_in_statements_and_returns_reach_nobody(
         raise RuntimeError("a fault")
 
     with engine.connect() as connection:
-        monkeypatch.setattr("leakguard.sources.sqlalchemy.checkouts.Execution", fail)
+        monkeypatch.setattr("leakguard.sources.sqlalchemy.checkouts.begin_execution", fail)
         monkeypatch.setattr(core_of(guard), "released", fail)
         assert connection.execute(text("SELECT 1")).scalar() == 1
     assert "Connections in pool: 1" in engine.pool.status()

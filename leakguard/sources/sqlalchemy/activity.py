@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Iterable
 from functools import lru_cache
 from threading import get_ident
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import ref
 
 from sqlalchemy.engine import Connection, CursorResult
@@ -38,50 +38,65 @@ if TYPE_CHECKING:
     from leakguard.core.stacks import Stack
 
 
-class Execution:
-    """The execution of a statement, known by the frame that it runs in."""
+class Execution(NamedTuple):
+    """The execution of a statement, known by the frame that it runs in.
 
-    _position: object = None
-    """How far its rows were read when this was last asked."""
+    There is one for every statement: a tuple, because that is made in a third of the time.
+    """
 
-    def __init__(self, context: Any, frame: FrameType) -> None:  # noqa: ANN401  (of any dialect)
-        """Take SQLAlchemy's execution context, and the frame of its that calls the event."""
-        self.began = monotonic()
-        """When it began; seconds of `time.monotonic()`."""
-        self._context = ref(context)
-        self._frame = id(frame)
-        self._code = frame.f_code
-        self._greenlet = ref(current_greenlet())
-        self.thread = thread = get_ident()
-        """The thread that it runs in."""
-        if len(_latest) > _LATEST_LIMIT:  # threads that have ended are never taken out one by one
-            _latest.clear()
-        _latest[thread] = self
+    began: float
+    """When it began; seconds of `time.monotonic()`."""
+    frame: int
+    """The `id()` of the frame of SQLAlchemy's that calls the event."""
+    code: CodeType
+    greenlet: ref[Any]
+    thread: int
+    """The thread that it runs in."""
 
     def runs_in(self, frame: FrameType) -> bool:
         """Return whether that is the frame that executes it, or one that has its place by now."""
-        return id(frame) == self._frame and frame.f_code is self._code
+        return id(frame) == self.frame and frame.f_code is self.code
 
     @property
     def running(self) -> bool:
         """Whether it runs: the frame is on the stack, and is not that of a later one."""
-        greenlet = self._greenlet()
+        greenlet = self.greenlet()
         if greenlet is None or greenlet.dead:
             return False
         thread = thread_stack(self.thread)
         if greenlet.parent is not None:
-            return is_on_stack(self._frame, self._code, greenlet_stack(greenlet) or thread)
+            return is_on_stack(self.frame, self.code, greenlet_stack(greenlet) or thread)
         # The frame of the next statement of the thread may well get the same address.
         latest = _latest.get(self.thread)
-        if latest is not self and latest is not None and latest._frame == self._frame:  # noqa: SLF001
+        if latest is not self and latest is not None and latest.frame == self.frame:
             return False
-        return is_on_stack(self._frame, self._code, thread)
+        return is_on_stack(self.frame, self.code, thread)
 
-    @property
-    def streams(self) -> bool:
-        """Whether the database hands its rows out as they are read, and not all at once."""
-        context = self._context()
-        return context is not None and _streams(context)
+
+def begin_execution(frame: FrameType) -> Execution:
+    """Note that a statement begins in a frame of SQLAlchemy's, in this thread."""
+    thread = get_ident()
+    if thread not in _latest and len(_latest) >= _LATEST_LIMIT:
+        _latest.clear()  # threads that have ended are never taken out one by one
+    execution = _latest[thread] = _new_tuple(
+        Execution, (monotonic(), id(frame), frame.f_code, ref(current_greenlet()), thread)
+    )
+    return execution
+
+
+_new_tuple: Final = tuple.__new__
+"""What the constructor of a named tuple calls, which is a function of Python's for nothing else."""
+
+
+class Stream:
+    """A statement whose rows the database hands out as they are read, and not all at once."""
+
+    _position: object = None
+    """How far its rows were read when this was last asked."""
+
+    def __init__(self, context: Any) -> None:  # noqa: ANN401  (of any dialect)
+        """Take SQLAlchemy's execution context."""
+        self._context = ref(context)
 
     @property
     def may_be_read(self) -> bool:
@@ -131,19 +146,11 @@ def _buffer_of(context: Any) -> Any:  # noqa: ANN401  (of any dialect)
     return getattr(getattr(context, _ROWS, None), "_rowbuffer", None)
 
 
-def _streams(context: Any) -> bool:  # noqa: ANN401  (of any dialect)
-    if context._is_server_side:  # noqa: SLF001  (no public way; tested)
-        return True
-    # SQLite has no such cursors: its rows are always computed as they are read.
-    options = context.execution_options
-    return context.dialect.name == "sqlite" and not _STREAMING.isdisjoint(options)
-
-
 _ROWS: Final = "_leakguard_rows"
 """The attribute of an execution's context that has what its result gets rows from."""
 _SET_UP: Final = "_setup_result_proxy"
 """The method of an execution's context that makes its result. No public way; tested."""
-_STREAMING: Final = frozenset({"yield_per", "stream_results"})
+STREAMING: Final = frozenset({"yield_per", "stream_results"})
 """The execution options by which a program says that it reads rows as it goes."""
 
 

@@ -11,6 +11,7 @@ from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.sources.sqlalchemy.activity import (
     ANY,
     Execution,
+    Stream,
     is_in_database,
     worked_on_in_tasks,
     worked_on_in_threads,
@@ -71,7 +72,7 @@ class Checkout(ConnectionHold):
     the driver's connection to itself."""
     execution: Execution | None = None
     """That of the statement that began last, where the settings want to know."""
-    streams: tuple[Execution, ...] = ()
+    streams: tuple[Stream, ...] = ()
     """Those whose rows the database hands out as they are read, and may still be read."""
     used_in_several = False
     """Whether it was checked out in another scope, too, while it was out."""
@@ -111,12 +112,11 @@ class Checkout(ConnectionHold):
         proxy = self.ref()
         return proxy is not None and is_active(proxy.driver_connection)
 
-    def note_stream(self, execution: Execution) -> None:
-        """Keep an execution while its rows may be read, if the database waits for that."""
-        if execution.streams:
-            before = [one for one in self.streams if one.may_be_read]
-            self.streams = (*before, execution)
-            execution.follow_result()
+    def note_stream(self, stream: Stream) -> None:
+        """Keep it while its rows may be read: the database waits for that."""
+        before = [one for one in self.streams if one.may_be_read]
+        self.streams = (*before, stream)
+        stream.follow_result()
 
     def _stream_moved(self) -> bool:
         moved = [stream.has_moved() for stream in self.streams]  # each is to be asked

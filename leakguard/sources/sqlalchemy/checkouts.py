@@ -22,7 +22,7 @@ from leakguard.core.scope import current_scope
 from leakguard.core.tasks import running_loop
 from leakguard.core.watch import WATCH
 from leakguard.sources.patch import Patch, Placement
-from leakguard.sources.sqlalchemy.activity import Execution
+from leakguard.sources.sqlalchemy.activity import STREAMING, Stream, begin_execution
 from leakguard.sources.sqlalchemy.checkout import Checkout
 from leakguard.sources.sqlalchemy.frames import checkout_frame
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
@@ -293,12 +293,15 @@ class Checkouts:
             return
         try:
             hold = self.out.get(id(context.root_connection._dbapi_connection))  # noqa: SLF001  (no public way; tested)
-            if hold is None or not hold.guard.settings.follow_statements:
+            if hold is None or not hold.guard.follows_statements:
                 return
-            execution = hold.execution = Execution(context, sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            hold.used_monotonic = execution.began
-            if context._is_server_side or hold.facts.is_sqlite:  # noqa: SLF001  (no public way; tested)
-                hold.note_stream(execution)
+            hold.execution = begin_execution(sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            hold.used_monotonic = hold.execution.began
+            # SQLite has no cursors of the server's: its rows are always computed as they are read.
+            if context._is_server_side or (  # noqa: SLF001  (no public way; tested)
+                hold.facts.is_sqlite and not STREAMING.isdisjoint(context.execution_options)
+            ):
+                hold.note_stream(Stream(context))
             if hold.guard.settings.statements:
                 long = len(statement) > _STATEMENT_LIMIT
                 hold.statement_text = f"{statement[:_STATEMENT_LIMIT]}…" if long else statement
