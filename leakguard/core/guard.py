@@ -251,16 +251,36 @@ class Guard:
 
     def acquired(self, hold: Hold) -> None:
         """Take note of a new hold; its scope, holder and evidence are set."""
+        if isinstance(hold, ConnectionHold):
+            self.checked_out(hold)
+        else:
+            self.constructed(hold)
+
+    # Each of the two kinds has methods of its own, which every request runs: to ask which it is, in
+    # lines that both run by turns, costs more than all that is done for it.
+
+    def constructed(self, session: Hold) -> None:
+        """Take note of a new session; as `acquired`."""
+        self._open[session] = None
+        if session.scope is not None:
+            self._add_session(session, session.scope)
+        if not WATCH.started:
+            WATCH.start()
+        tell = self.observers.acquired
+        tell(session)
+
+    def checked_out(self, hold: ConnectionHold) -> None:
+        """Take note of a new connection; as `acquired`."""
         self._open[hold] = None
-        scope = hold.scope
-        if scope is not None:
-            self._enter_scope(hold, scope)
+        if hold.scope is not None:
+            self._add_connection(hold, hold.scope)
         if not WATCH.started:
             WATCH.start()
         held = self._held
-        if held is not None and not held.planned and isinstance(hold, ConnectionHold):
+        if held is not None and not held.planned:
             held.plan()
-        self.observers.acquired(hold)
+        tell = self.observers.acquired
+        tell(hold)
 
     def hand_over(self, hold: Hold, guard: Guard, scope: Scope) -> None:
         """Hand a hold over to a scope, which may be another guard's.
@@ -272,7 +292,10 @@ class Guard:
         self._judge.stop_waiting(hold)  # that scope may have ended before the checkout
         hold.guard, hold.scope = guard, scope
         if guard is self:
-            self._enter_scope(hold, scope)
+            if isinstance(hold, ConnectionHold):
+                self._add_connection(hold, scope)
+            else:
+                self._add_session(hold, scope)
             return
         self._open.pop(hold, None)
         # To its observers the hold is gone: who counts must come out even.
@@ -281,22 +304,43 @@ class Guard:
 
     def released(self, hold: Hold) -> None:
         """Take note that a session was closed or a connection came back; once is enough."""
+        if isinstance(hold, ConnectionHold):
+            self.came_back(hold)
+        else:
+            self.closed(hold)
+
+    def closed(self, session: Hold) -> None:
+        """Take note that a session was closed; as `released`."""
+        scope = session.scope
+        if scope is not None:  # first: where the scope ends at this moment, it is closed
+            scope.open_sessions.pop(session, None)
+        if self._open.pop(session, session) is not None:  # as `take_out`
+            return
+        session.released_monotonic = monotonic()
+        if scope is not None and scope.event_log is not None:
+            scope.event_log.add("session closed")
+        tell = self.observers.released
+        tell(session)
+
+    def came_back(self, hold: ConnectionHold) -> None:
+        """Take note that a connection came back; as `released`."""
         scope = hold.scope
         if scope is not None:  # first: where the scope ends at this moment, it has come back
-            scope.take_out(hold)
-        if not take_out(self._open, hold):
+            scope.open_connections.pop(hold, None)
+        if self._open.pop(hold, hold) is not None:  # as `take_out`
             return
         hold.released_monotonic = now = monotonic()
         if scope is not None:
             if scope.event_log is not None:
-                scope.event_log.add(_RELEASED[hold.resource])
-            if scope.closed_at is None and isinstance(hold, ConnectionHold):
+                scope.event_log.add("connection given back")
+            if scope.closed_at is None:
                 self._note(scope, hold, now)
         if self._judge.waits:
             self._judge.stop_waiting(hold)
         if self._unresolved and hold in self._unresolved:
             self._resolve(hold)
-        self.observers.released(hold)
+        tell = self.observers.released
+        tell(hold)
 
     def collected(self, hold: Hold) -> None:
         """Take note that the garbage collector took what nobody had closed.
@@ -329,26 +373,32 @@ class Guard:
                 hold.scope.take_out(hold)
         self._open.clear()
 
-    def _enter_scope(self, hold: Hold, scope: Scope) -> None:
+    def _add_session(self, session: Hold, scope: Scope) -> None:
         if scope.event_log is not None:
-            scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
-        if isinstance(hold, ConnectionHold):
-            scope.open_connections[hold] = None
-        else:
-            scope.open_sessions[hold] = None
+            scope.event_log.add("session constructed", session.site)
+        scope.open_sessions[session] = None
         # Looked at after the entry: the scope may end in between, in another thread.
-        too_late = scope.closed_at is not None and scope.take_out(hold)
-        if too_late and isinstance(hold, ConnectionHold):
+        if scope.closed_at is not None:
+            scope.take_out(session)
+
+    def _add_connection(self, hold: ConnectionHold, scope: Scope) -> None:
+        if scope.event_log is not None:
+            scope.event_log.add("connection checked out", hold.site)
+        scope.open_connections[hold] = None
+        # Looked at after the entry: the scope may end in between, in another thread.
+        if scope.closed_at is not None and scope.take_out(hold):
             self._judge.outlived(scope, hold)
 
     def _note(self, scope: Scope, hold: ConnectionHold, now: float) -> None:
         """Keep a hold that came back for the end of its scope, if there is something to say."""
         responded_at = scope.responded_at
+        notable = hold.nested or hold.sync_in_async
         if responded_at is not None and hold.acquired_monotonic < responded_at:
             late_by = now - responded_at
             if late_by > self.settings.late_after:
                 hold.late_by = late_by
-        if hold.nested or hold.sync_in_async or hold.late_by is not None:
+                notable = True
+        if notable:
             self._note_for_the_end(scope, hold)
 
     def _note_for_the_end(self, scope: Scope, hold: ConnectionHold) -> None:
@@ -425,6 +475,3 @@ _NOTABLE_LIMIT: Final = 100
 """How many connections that are out no more a scope remembers for its end."""
 
 _RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.HELD, FindingKind.OUTLIVES_SCOPE})
-
-_ACQUIRED: Final = {"session": "session constructed", "connection": "connection checked out"}
-_RELEASED: Final = {"session": "session closed", "connection": "connection given back"}

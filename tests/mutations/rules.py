@@ -250,8 +250,8 @@ MUTATIONS: Final = (
     Mutation(
         "tells every guard of a leak",
         _CHECKOUTS,
-        "        guard.acquired(hold)\n",
-        "        for one in self._guards.all():\n            one.acquired(hold)\n",
+        "        guard.checked_out(hold)\n",
+        "        for one in self._guards.all():\n            one.checked_out(hold)\n",
     ),
     # --- whose it is ------------------------------------------------------------------------------
     Mutation(

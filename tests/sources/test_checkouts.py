@@ -509,7 +509,7 @@ def test_faults_of_ours_in_statements_and_returns_reach_nobody(
 
     with engine.connect() as connection:
         monkeypatch.setattr("leakguard.sources.sqlalchemy.checkouts.begin_execution", fail)
-        monkeypatch.setattr(core_of(guard), "released", fail)
+        monkeypatch.setattr(core_of(guard), "came_back", fail)
         assert connection.execute(text("SELECT 1")).scalar() == 1
     assert "Connections in pool: 1" in engine.pool.status()
 

@@ -595,7 +595,7 @@ def test_a_fault_of_ours_keeps_no_session_open(
         raise KeyError("of the application")
 
     with LeakGuard(mode="testing", observers=[]) as guard:
-        monkeypatch.setattr(core_of(guard), "released", fail)
+        monkeypatch.setattr(core_of(guard), "closed", fail)
         for _ in range(2):
             session = Session(engine)
             session.execute(QUERY)

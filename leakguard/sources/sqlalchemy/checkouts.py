@@ -349,7 +349,7 @@ class Checkouts:
         else:
             self._by_record[hold.record_id] = hold
             facts.ledger.taken(hold.record_id)
-        guard.acquired(hold)
+        guard.checked_out(hold)
 
     def place(self, hold: Checkout, scope: Scope, frame: FrameType | None = None) -> None:
         """Note who acquired `hold` in `scope`, and what the scope had by then.
@@ -413,7 +413,7 @@ class Checkouts:
                 WATCH.post(partial(self._recount_shared, hold.facts))
             if hold.session is not None:
                 hold.session.returns += 1
-            hold.guard.released(hold)
+            hold.guard.came_back(hold)
         except Exception as error:  # noqa: BLE001  (raising in a listener loses the connection)
             report_fault(error)
 

@@ -117,7 +117,7 @@ class Sessions:
                     hold.returns = 0
                     if hold.released_monotonic is None:
                         hold.ref = weakref.ref(self)  # it may be collected from now on
-                        hold.guard.released(hold)
+                        hold.guard.closed(hold)
                 except Exception as error:  # noqa: BLE001  (the application must not notice)
                     report_fault(error)
 
@@ -149,7 +149,7 @@ class Sessions:
                     note_span(scope)
                 hold.holder = current_holder(scope, nearest)
             if known:
-                guard.acquired(hold)
+                guard.constructed(hold)
             else:  # nobody watches it; it only tells a watched connection where it comes from
                 hold.released_monotonic = hold.acquired_monotonic
         except Exception as error:  # noqa: BLE001  (the application must not notice)
