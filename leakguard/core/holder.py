@@ -11,13 +11,13 @@ from contextvars import ContextVar
 from functools import lru_cache
 from sys import modules
 from threading import get_ident
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from leakguard.core.endings import Callback, on_done, on_gone
 from leakguard.core.stacks import Stack, greenlet_stack, is_on_stack, task_stack, thread_stack
 from leakguard.core.strand import GEVENT, TRIO, Strand, current_strand, is_running, strand_stack
-from leakguard.core.tasks import AnyTask, running_loop
+from leakguard.core.tasks import AnyTask, LoopRef, running_loop
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -133,10 +133,8 @@ class _ThreadRun:
     """
 
     __slots__ = ("__weakref__", "holder")
-
-    def __init__(self, thread: int, frame: FrameType) -> None:
-        self.holder = ThreadHolder(weakref.ref(self), thread, frame)
-        """The one of all that it acquires."""
+    holder: ThreadHolder
+    """The one of all that it acquires."""
 
 
 _run: Final[ContextVar[_ThreadRun | None]] = ContextVar("leakguard_run", default=None)
@@ -152,18 +150,23 @@ _THREAD_LOOPS: Final = (
 """Files whose frames run one piece of work after the other."""
 
 
-class ThreadHolder:
-    """A function that a thread runs in a copy of the scope's context."""
+class ThreadHolder(NamedTuple):
+    """A function that a thread runs in a copy of the scope's context.
 
-    __slots__ = ("_code", "_frame", "_greenlet", "_run", "number")
-    loop = None
+    Every function in a thread that uses the database has one: a tuple, as that is made quickly.
+    """
 
-    def __init__(self, run: weakref.ref[_ThreadRun], thread: int, frame: FrameType) -> None:
-        self._run = run
-        self._greenlet = _current_greenlet()
-        self.number = thread
-        self._frame = id(frame)
-        self._code = frame.f_code
+    run: weakref.ref[_ThreadRun]
+    number: int
+    """The number of the thread."""
+    frame: int
+    """The `id()` of the function's outermost frame."""
+    code: CodeType
+    greenlet: weakref.ref[Any] | None
+
+    @property
+    def loop(self) -> None:
+        """Return that there is no event loop."""
 
     def __str__(self) -> str:
         # Only now: this is made at every checkout in a thread. The thread may have ended.
@@ -172,7 +175,7 @@ class ThreadHolder:
 
     def runs_in(self, thread: int, frame: FrameType) -> bool:
         """Return whether it is the function whose outermost frame that is."""
-        return (self.number, self._frame, self._code) == (thread, id(frame), frame.f_code)
+        return self.number == thread and self.frame == id(frame) and self.code == frame.f_code
 
     def running(self) -> bool:
         """Return whether the function that acquired the hold, or its caller, is on the stack.
@@ -180,16 +183,16 @@ class ThreadHolder:
         In doubt it is: where somebody else keeps the copy of the context, and the thread's next
         work starts in a frame with the same address, that counts as the same work.
         """
-        if self._run() is None:
+        if self.run() is None:
             return False
-        if is_on_stack(self._frame, self._code, thread_stack(self.number)):
+        if is_on_stack(self.frame, self.code, thread_stack(self.number)):
             return True
         # Where the thread runs a greenlet, as an event loop of its own may, that one's stack is all
         # there is to see of it.
-        greenlet = None if self._greenlet is None else self._greenlet()
+        greenlet = None if self.greenlet is None else self.greenlet()
         if greenlet is None:
             return False
-        return is_on_stack(self._frame, self._code, greenlet_stack(greenlet))
+        return is_on_stack(self.frame, self.code, greenlet_stack(greenlet))
 
     def stack(self) -> Stack:
         """Return where the thread is, while it runs that function."""
@@ -197,7 +200,7 @@ class ThreadHolder:
 
     def on_end(self, hold: Hold, callback: Callback) -> None:
         """Call it in the watch thread when the copy of the context goes."""
-        on_gone(self._run(), hold, callback)
+        on_gone(self.run(), hold, callback)
 
 
 def current_holder(scope: Scope | None, frame: FrameType | None = None) -> Holder | None:
@@ -208,9 +211,10 @@ def current_holder(scope: Scope | None, frame: FrameType | None = None) -> Holde
     # Who opened it is known by an `id()`, which means nothing once the scope has ended.
     opened_by = scope.opened_by if scope is not None and scope.closed_at is None else None
     loop = running_loop()
-    task = None if loop is None else asyncio.current_task(loop)
-    if task is not None:
-        return None if id(task) == opened_by else TaskHolder(task)
+    if loop is not None:
+        task = asyncio.current_task(loop)
+        if task is not None:
+            return None if id(task) == opened_by else TaskHolder(task)
     if TRIO in modules or GEVENT in modules:
         strand = current_strand()
         if strand is not None:
@@ -221,12 +225,21 @@ def current_holder(scope: Scope | None, frame: FrameType | None = None) -> Holde
 
 def current_work() -> int:
     """Identify the task, strand or else thread that runs now; valid while it runs."""
+    return where_work_runs()[0]
+
+
+def where_work_runs() -> tuple[int, LoopRef | None, weakref.ref[Any] | None]:
+    """Return what `current_work` does, the event loop of this thread, and the strand."""
     loop = running_loop()
-    task = None if loop is None else asyncio.current_task(loop)
-    if task is not None:
-        return id(task)
+    loop_ref = task = None
+    if loop is not None:
+        loop_ref = weakref.ref(loop)
+        task = asyncio.current_task(loop)
     strand = current_strand() if TRIO in modules or GEVENT in modules else None
-    return get_ident() if strand is None else id(strand.work)
+    strand_ref = None if strand is None else weakref.ref(strand.work)
+    if task is not None:
+        return id(task), loop_ref, strand_ref
+    return get_ident() if strand is None else id(strand.work), loop_ref, strand_ref
 
 
 def _current_thread_holder(thread: int, frame: FrameType | None) -> ThreadHolder:
@@ -234,17 +247,30 @@ def _current_thread_holder(thread: int, frame: FrameType | None) -> ThreadHolder
     # one left there says nothing about this one, unless it runs in the same frame.
     outermost = _outermost_frame(frame or sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     run = _run.get()
-    if run is None or not run.holder.runs_in(thread, outermost):
-        run = _ThreadRun(thread, outermost)
-        _run.set(run)
-    return run.holder
+    if run is not None and run.holder.runs_in(thread, outermost):
+        return run.holder
+    run = _ThreadRun()
+    run.holder = holder = _new_tuple(
+        ThreadHolder,
+        (weakref.ref(run), thread, id(outermost), outermost.f_code, _current_greenlet()),
+    )
+    _run.set(run)
+    return holder
+
+
+_new_tuple: Final = tuple.__new__
+"""What the constructor of a named tuple calls, which is a function of Python's for nothing else."""
 
 
 def _current_greenlet() -> weakref.ref[Any] | None:
     """Refer to the greenlet that runs now; `None` where nobody uses greenlets."""
-    greenlets = modules.get("greenlet")
-    get: Any = getattr(greenlets, "getcurrent", None)  # it may still be being imported
-    return None if get is None else weakref.ref(get())
+    greenlets: Any = modules.get("greenlet")
+    if greenlets is None:
+        return None
+    try:
+        return weakref.ref(greenlets.getcurrent())
+    except AttributeError:  # it is still being imported
+        return None
 
 
 def _outermost_frame(frame: FrameType) -> FrameType:

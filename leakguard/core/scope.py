@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from contextvars import ContextVar
-from sys import modules
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from weakref import ref
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from leakguard.core.clock import monotonic
 from leakguard.core.hold import ConnectionHold, take_out
-from leakguard.core.holder import current_work
-from leakguard.core.strand import GEVENT, TRIO, current_strand
-from leakguard.core.tasks import context_of, loop_ref
+from leakguard.core.holder import where_work_runs
+from leakguard.core.tasks import context_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,8 +106,6 @@ class Scope:
     """The code of the function that the route names."""
     foreign_block: AllowedBlock | None = None
     """The block of `allow` that is another request's, in whose context this one began."""
-    strand: ref[Any] | None = None
-    """The task of trio's or greenlet of gevent's that opened it, where it was one."""
     notable: deque[ConnectionHold] | None = None
     """Connections that came back or were collected, about which there is something to say when the
     scope ends. Taking the first one out of a deque is atomic."""
@@ -142,14 +137,10 @@ class Scope:
             self._begin_in(around)
         elif AMBIENT.scope is not None:
             self.parent = AMBIENT.scope
-        self.opened_by = current_work()
-        """The `id()` of the task or strand that opened it, else the number of the thread; they mean
-        something while it is open."""
-        self.loop = loop_ref()
-        """The event loop in which it was opened."""
-        if TRIO in modules or GEVENT in modules:
-            strand = current_strand()
-            self.strand = None if strand is None else ref(strand.work)
+        self.opened_by, self.loop, self.strand = where_work_runs()
+        """The `id()` of the task or strand that opened it, else the number of the thread, which
+        mean something while it is open; the event loop in which it was opened; and the task of
+        trio's or greenlet of gevent's, where it was one."""
         self.opened_at = monotonic()
         """When it began, in seconds of `time.monotonic()`."""
         self.closed_at: float | None = None

@@ -105,13 +105,13 @@ MUTATIONS: Final = (
     Mutation(
         "takes a thread for running as long as its context is kept",
         _HOLDER,
-        "if is_on_stack(self._frame, self._code, thread_stack(self.number)):",
+        "if is_on_stack(self.frame, self.code, thread_stack(self.number)):",
         "if True:",
     ),
     Mutation(
         "takes a thread for ended while it runs",
         _HOLDER,
-        "if is_on_stack(self._frame, self._code, thread_stack(self.number)):",
+        "if is_on_stack(self.frame, self.code, thread_stack(self.number)):",
         "if False:",
     ),
     Mutation(
