@@ -137,7 +137,7 @@ def capture(
     return locate(frame, limit, segments, opener)[0]
 
 
-def locate(  # noqa: C901, PLR0912  (one loop: it runs at every checkout, and a call costs as much as a frame)
+def locate(
     frame: FrameType | None, limit: int, segments: Segments, opener: Opener | None = None
 ) -> tuple[CallSite | None, FrameType | None]:
     """Walk outwards from `frame`, and find up to `limit` user frames and the innermost of them.
@@ -146,6 +146,27 @@ def locate(  # noqa: C901, PLR0912  (one loop: it runs at every checkout, and a 
     package is the application: the walk ends there, because whoever is further out merely starts
     it. `None` if neither the user nor another installed package has a line on the stack.
     """
+    # It runs at every checkout: of by far the most, the first that is no library's is the one.
+    places = _places
+    try:
+        while frame is not None and places[frame.f_code.co_filename] is _LIBRARY:
+            frame = frame.f_back
+        if limit == 1 and frame is not None and places[frame.f_code.co_filename] is _USER:
+            site = _new_object(CallSite)
+            site._raw = ((frame.f_code, frame.f_lasti),)  # noqa: SLF001  (in half the time of a call)
+            return site, frame
+    except KeyError:  # a file that was not seen before
+        pass
+    return _locate(frame, limit, segments, opener)
+
+
+_new_object: Final = object.__new__
+
+
+def _locate(  # noqa: C901, PLR0912  (one loop: a call costs as much as a frame)
+    frame: FrameType | None, limit: int, segments: Segments, opener: Opener | None
+) -> tuple[CallSite | None, FrameType | None]:
+    """Do so for whatever there is on the stack."""
     found: list[tuple[CodeType, int]] = []
     nearest: FrameType | None = None
     third_party: FrameType | None = None

@@ -41,13 +41,13 @@ class Hold:
     site: CallSite | None
     pool: str
     """The name of the pool; empty for a session."""
-    holder: Holder | None
+    holder: Holder | None = None
     """The task or thread that acquired it; `None` for the one that opened the scope."""
     acquired_monotonic: float
     released_monotonic: float | None
-    collected: bool
+    collected: bool = False
     """Whether the garbage collector took it before anybody closed it."""
-    asynchronous: bool | None
+    asynchronous: bool | None = None
     """Whether it is used with `await`; `None` where nobody knows yet."""
     allowed: str | None
     """The reason given to `allow`, which exempts it from findings."""
@@ -154,6 +154,7 @@ class SessionHold(Hold):
     """An ORM session."""
 
     resource = "session"
+    pool = ""
     closed_by: CodeType | None = None
     """The user's generator that closed it before its first use, because nobody kept it."""
     connection_lost = False
@@ -163,12 +164,8 @@ class SessionHold(Hold):
         self.guard = guard
         self.scope = scope
         self.site = site
-        self.pool = ""
-        self.holder = None
         self.acquired_monotonic = monotonic()
         self.released_monotonic = None
-        self.collected = False
-        self.asynchronous = None
         block = allowed_block.get()
         self.allowed = None if block is None else _reason(block, scope)
         self.times_closed = 0
@@ -198,6 +195,8 @@ class ConnectionHold(Hold):
     by_older_session = False
     """Whether a session checked it out that is older than the guard, so that nothing is known
     of it."""
+    sync_in_async = False
+    """Whether it is synchronous and was checked out on a thread that runs an event loop."""
     already_held_at: CallSite | None = None
     """Where its scope had checked out another connection of the pool, if it is `nested`."""
     taken_after_close = False
@@ -224,19 +223,15 @@ class ConnectionHold(Hold):
         self.scope = scope
         self.site = site
         self.pool = pool
-        self.holder = None
         self.acquired_monotonic = monotonic()
         self.released_monotonic = None
         self.collected = False
-        self.asynchronous = None
         block = allowed_block.get()
         self.allowed = None if block is None else _reason(block, scope)
         self.session: SessionHold | None = None
         """The session that checked it out."""
         self.nested = False
         """Whether its scope held another connection of the pool when it was checked out."""
-        self.sync_in_async = False
-        """Whether it is synchronous and was checked out on a thread that runs an event loop."""
         self.used_monotonic: float | None = None
         """When a statement last began on it, or it was seen to be in use; `None` before that."""
 

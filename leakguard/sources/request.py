@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from types import CodeType, FrameType
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
 from leakguard.core.allow import allowed_block
@@ -46,7 +46,9 @@ class RequestScope(Scope):
         method = asgi.get("method")
         self._method: str | None = method if method is None or method in _METHODS else _OTHER_METHOD
         kind = asgi["type"]
-        super().__init__(guard, self._method or REQUEST_TYPES[kind], kind)
+        Scope.__init__(
+            self, guard, self._method or REQUEST_TYPES[kind], kind
+        )  # as `super()`, which takes longer
         self.headers_id = id(asgi.get("headers"))
         """Known of the request it is for: copies of an ASGI scope share their headers."""
         block = allowed_block.get()
@@ -104,7 +106,7 @@ class RequestScope(Scope):
     def note_exception(self, error: BaseException) -> None:
         """Note the exception that leaves the application, and what the client gets for it."""
         super().note_exception(error)
-        self._see_copy(None, error)
+        self._see_copy(error, sending=False)
         self._see_error_handler()
         if self.type == "http" and self.status is None and not self.cancelled:
             self.status = _SERVER_ERROR
@@ -133,11 +135,13 @@ class RequestScope(Scope):
             FAULTS.report(_LOOK, error, "Its name is not known.")
         self._asgi = None  # last: a thread in `route` finds it, or what was kept of it
 
-    def _see_copy(self, frame: FrameType | None, error: BaseException | None) -> None:
+    def _see_copy(self, error: BaseException | None, *, sending: bool) -> None:
         """Go by the scope that the router got where a middleware handed a copy on."""
         try:
-            if self._asgi is not None and not is_routed(self._asgi):
-                self._asgi = routed_scope(frame, error) or self._asgi
+            asgi = self._asgi
+            if asgi is not None and not is_routed(asgi):
+                frame = sys._getframe() if sending else None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+                self._asgi = routed_scope(frame, error) or asgi
         except Exception as fault:  # noqa: BLE001  (frames and scopes of whatever framework)
             FAULTS.report(_LOOK, fault, "Its name may not be known.")
 
@@ -160,20 +164,20 @@ class RequestScope(Scope):
                     if self.event_log is not None:
                         self.event_log.add("last byte handed to the server")
             elif kind in _FIRST_MESSAGES:
-                self._note_beginning(message, sys._getframe())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+                self._note_beginning(message)
             await send(message)
 
         return noting_receive, noting_send
 
-    def _note_beginning(self, message: Message, frame: FrameType) -> None:
-        """Note the status of the response, which code in `frame` begins."""
+    def _note_beginning(self, message: Message) -> None:
+        """Note the status of the response, which is being sent."""
         error = None
         if message["type"] != "websocket.accept":
             self.status = message.get("status")
             error = sys.exception()
             if self.event_log is not None:
                 self.event_log.add("response started")
-        self._see_copy(frame, error)
+        self._see_copy(error, sending=True)
 
 
 _LOOK: Final = "leakguard's look at the route"

@@ -25,16 +25,17 @@ _CONTEXT: Final = "opentelemetry.context"
 def note_span(scope: Scope) -> None:
     """Write down the current span, the first time that there is one. Never raises.
 
+    To be called where `TRACING` is among the modules, which is quicker to see than to call this.
     At the beginning of a request it is the request's own where tracing is outside of leakguard;
     else it is the one that is current when the request takes its first session or connection.
     """
-    api: Any = modules.get(TRACING)
-    if api is None or scope.trace is not None:
+    if scope.trace is not None:
         return
     try:
         # Where the API is there and nobody uses it, as FastAPI imports it, the context is empty.
         if not modules[_CONTEXT].get_current():
             return
+        api: Any = modules[TRACING]
         span = api.get_current_span()
         context = span.get_span_context()
         if context.is_valid:

@@ -225,7 +225,7 @@ def test_a_pool_is_named_without_secrets(
 def test_an_engine_whose_pool_is_first_used_directly_has_its_pool_s_name(engine: Engine) -> None:
     """Where no engine is on the stack, the pool's class must do."""
     other = create_engine("sqlite://")
-    facts = pool_facts(other.pool, None)
+    facts = pool_facts(other.pool, None, {})
     assert facts.name == type(other.pool).__name__
     assert not facts.belongs_to(engine)
     assert facts.belongs_to(other)

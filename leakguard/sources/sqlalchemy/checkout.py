@@ -63,8 +63,6 @@ class Checkout(ConnectionHold):
     once that connection has left the pool."""
     proxy_id: int
     """The `id()` of the proxy."""
-    out: dict[int, Checkout]
-    """All checkouts of the process, of every pool, by the `id()` of their proxies."""
     detached_id: int | None = None
     """The `id()` of the driver's connection once it has left its pool for good."""
     by_connection = False
@@ -150,8 +148,9 @@ class Checkout(ConnectionHold):
         if pool is None or self.detached_id is not None:
             return None
         # Not among all that the guard has open: there may be thousands of sessions.
-        of_pool = (hold for hold in self.out.copy().values() if hold.facts is self.facts)
-        seen, same_line = self.facts.census.count(self.guard, self.origin, of_pool, len(self.out))
+        every = self.facts.out
+        of_pool = (hold for hold in every.copy().values() if hold.facts is self.facts)
+        seen, same_line = self.facts.census.count(self.guard, self.origin, of_pool, len(every))
         out, capacity = pool_fill(pool)
         if out is not None:  # after a dispose() the old pool counts anew, down from 0
             out = max(out, seen)

@@ -39,7 +39,6 @@ from leakguard.sources.tracing import TRACING, note_span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
@@ -177,9 +176,11 @@ class Checkouts:
                 # connection all checkouts have ended with that.
                 known.facts.ledger.taken(known.record_id)
                 return
-            guard, scope = self._guards.guard_for(current_scope.get(), _pool_of(proxy))
+            fairy: Any = proxy  # its class has no public name
+            pool: Pool = fairy._pool  # noqa: SLF001  (no public way; tested)
+            guard, scope = self._guards.guard_for(current_scope.get(), pool)
             if guard is not None:
-                self._checked_out(record, proxy, guard, scope)
+                self._checked_out(pool, record, proxy, guard, scope)
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
@@ -314,12 +315,12 @@ class Checkouts:
 
     def _checked_out(
         self,
+        pool: Pool,
         record: ConnectionPoolEntry,
         proxy: PoolProxiedConnection,
         guard: Guard,
         scope: Scope | None,
     ) -> None:
-        pool = _pool_of(proxy)
         facts = self._pools.get(id(pool))
         if facts is None or facts.engine is None or facts.ref() is not pool:
             facts = self._facts_of(pool, guard)
@@ -330,8 +331,7 @@ class Checkouts:
         hold.facts = facts
         hold.asynchronous = facts.is_async
         hold.by_connection = by_connection
-        hold.out = self.out
-        hold.record_id = id(record)
+        hold.record_id = record_id = id(record)
         hold.proxy_id = number = id(proxy)
         hold.ref = weakref.ref(proxy, partial(self._proxy_gone, number))
         if scope is None:
@@ -340,28 +340,25 @@ class Checkouts:
         else:
             if TRACING in modules:
                 note_span(scope)
-            self.place(hold, scope, nearest)
+            hold.holder = current_holder(scope, nearest)
+            if scope.open_connections:
+                _note_beside(hold, scope.open_connections)
             hold.sync_in_async = not facts.is_async and running_loop() is not None
         self.out[number] = hold
         if facts.shares:  # the record does not tell which of them is meant
-            facts.ledger.opened(hold.record_id)
+            facts.ledger.opened(record_id)
             WATCH.post(partial(self._recount_shared, facts))
         else:
-            self._by_record[hold.record_id] = hold
-            facts.ledger.taken(hold.record_id)
+            self._by_record[record_id] = hold
+            facts.ledger.taken(record_id)
         guard.checked_out(hold)
 
-    def place(self, hold: Checkout, scope: Scope, frame: FrameType | None = None) -> None:
-        """Note who acquired `hold` in `scope`, and what the scope had by then.
-
-        `frame` is one of whoever acquired it.
-        """
-        hold.holder = current_holder(scope, frame)
-        connections = scope.open_connections
-        other = _beside(hold, connections) if connections else None
-        # Both, because it may be placed anew, in the scope of its session.
-        hold.nested = other is not None
-        hold.already_held_at = None if other is None else other.site
+    def place(self, hold: Checkout, scope: Scope) -> None:
+        """Note anew who has `hold`, and what was there before it, now that it is `scope`'s."""
+        hold.holder = current_holder(scope)
+        hold.nested = False
+        hold.already_held_at = None
+        _note_beside(hold, scope.open_connections)
 
     def _facts_of(self, pool: Pool, guard: Guard | None) -> PoolFacts:
         known = self._pools.get(id(pool))
@@ -373,7 +370,7 @@ class Checkouts:
         if known is not None:
             self._pools.pop(id(pool), None)
         idle = idle_entries(pool)
-        facts = pool_facts(pool, frame, idle, guard)
+        facts = pool_facts(pool, frame, self.out, idle, guard)
         # Where two threads come at once, one of them has found out the facts that count.
         first = self._pools.setdefault(id(pool), facts)
         if first is facts:
@@ -457,9 +454,12 @@ def _nothing() -> None:
     """Stand for a reference to a proxy that has nothing any more."""
 
 
-def _pool_of(proxy: Any) -> Pool:  # noqa: ANN401  (its class has no public name)
-    pool: Pool = proxy._pool  # noqa: SLF001  (no public way; tested)
-    return pool
+def _note_beside(hold: Checkout, connections: dict[Hold, None]) -> None:
+    """Note another connection that the scope had when it took this one."""
+    other = _beside(hold, connections)
+    if other is not None:
+        hold.nested = True
+        hold.already_held_at = other.site
 
 
 def _beside(hold: Checkout, connections: dict[Hold, None]) -> Hold | None:

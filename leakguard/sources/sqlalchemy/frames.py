@@ -74,7 +74,10 @@ def constructing_frame(session: Session, frame: FrameType) -> FrameType | None:
     `frame` is that of the wrapper of `__init__`. The `__init__` methods of their classes are none
     of it, nor is what somebody wrapped around them.
     """
-    outside = _caller_of(type(session), frame)
+    cls = type(session)
+    # Of most classes it is the very wrapper, and there is nothing in between.
+    direct = frame.f_code is getattr(cls.__init__, "__code__", None)
+    outside = frame.f_back if direct else _caller_of(cls, frame)
     if outside is None or outside.f_code.co_name != "__init__":
         return outside
     if outside.f_globals.get("__name__") != "sqlalchemy.ext.asyncio.session":

@@ -30,6 +30,8 @@ class Guards:
         self._guards: tuple[Guard, ...] = ()
         self._watched: dict[Guard, WeakKeyDictionary[Pool, bool]] = {}
         """Of each guard with `engines`, which of the pools seen so far are theirs."""
+        self.choose_engines = False
+        """Whether one of them watches some engines only."""
 
     def __bool__(self) -> bool:
         return bool(self._guards)
@@ -43,21 +45,18 @@ class Guards:
         """Whether one of them needs to know of statements."""
         return any(guard.settings.follow_statements for guard in self._guards)
 
-    @property
-    def choose_engines(self) -> bool:
-        """Whether one of them watches some engines only."""
-        return bool(self._watched)
-
     def add(self, guard: Guard) -> None:
         """Take a guard in."""
         if guard.settings.engines is not None:
             self._watched[guard] = WeakKeyDictionary()
+            self.choose_engines = True
         self._guards = (*self._guards, guard)
 
     def remove(self, guard: Guard) -> None:
         """Take a guard out."""
         self._guards = tuple(one for one in self._guards if one is not guard)
         self._watched.pop(guard, None)
+        self.choose_engines = bool(self._watched)
 
     def guard_for(
         self, scope: Scope | None, pool: Pool | None

@@ -90,14 +90,21 @@ class Ledger:
             self._tell(self._opened)
         if not out:
             self._out[entry] = True
-            self._tell(self._taken)
+            # Here and at the return, which every request has, a call less than `_tell` makes.
+            guard = self._guard
+            if guard is not None:
+                tell = guard.observers.pool_changed
+                tell(self._taken)
 
     def returned(self, entry: int) -> None:
         """Count a connection that comes back."""
         out = self._out.get(entry)
         if out is not False:
             self._out[entry] = False
-            self._tell(self._opened if out is None else self._returned)
+            guard = self._guard
+            if guard is not None:
+                tell = guard.observers.pool_changed
+                tell(self._opened if out is None else self._returned)
 
     def gone(self, entry: int) -> None:
         """Count a connection that is closed, or has left the pool for good."""

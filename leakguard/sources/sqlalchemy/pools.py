@@ -19,6 +19,7 @@ from leakguard.sources.sqlalchemy.ledger import Ledger
 
 if TYPE_CHECKING:
     from leakguard.core.guard import Guard
+    from leakguard.sources.sqlalchemy.checkout import Checkout
 
 ENGINES_ALLOWED: Final = "must be an Engine or an AsyncEngine"
 
@@ -41,6 +42,8 @@ class PoolFacts:
     """The engine that made it; `None` while the pool is used without one."""
     ledger: Ledger
     """Its connections."""
+    out: dict[int, Checkout]
+    """All checkouts of the process, of every pool, by the `id()` of their proxies."""
     census: Census = field(default_factory=Census)
     """How many of them are out, and from which lines."""
 
@@ -62,12 +65,14 @@ class PoolFacts:
 def pool_facts(
     pool: Pool,
     frame: FrameType | None,
+    out: dict[int, Checkout],
     idle: Iterable[int] = (),
     guard: Guard | None = None,
 ) -> PoolFacts:
     """Find out what is known of `pool`; `frame` is one of its first event.
 
-    Its ledger begins with the entries in `idle`, and tells `guard`.
+    `out` has the checkouts of the process. Its ledger begins with the entries in `idle`, and tells
+    `guard`.
     """
     engine = _engine_of(pool, frame)
     name = _pool_name(pool, engine)
@@ -81,6 +86,7 @@ def pool_facts(
         waits=_may_wait(pool),
         engine=None if engine is None else weakref.ref(engine),
         ledger=Ledger(guard, name, pool_fill(pool)[1], idle),
+        out=out,
     )
 
 

@@ -125,7 +125,7 @@ class Sessions:
 
     def _constructed(self, session: Session) -> None:
         try:
-            if _hold_of(session) is not None:
+            if getattr(session, _HOLD, None) is not None and _hold_of(session) is not None:
                 return  # by a class that calls the `__init__` of two bases
             guards = self._guards
             pool = _pool_of(session) if guards.choose_engines else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from sys import modules
 from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -34,7 +35,7 @@ from leakguard.sources.sqlalchemy.checkouts import Attribution, Checkouts
 from leakguard.sources.sqlalchemy.greenlets import current_greenlet, parent_stacks
 from leakguard.sources.sqlalchemy.listeners import report_fault
 from leakguard.sources.sqlalchemy.pools import is_async, pool_fill, pool_limits
-from leakguard.sources.tracing import note_span
+from leakguard.sources.tracing import TRACING, note_span
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -101,7 +102,8 @@ class Waits:
                 under_way.pop(number, None)
             hold = out.get(id(proxy))
             if hold is not None:
-                hold.guard.observers.waited(Wait(hold.pool, monotonic() - began, timed_out=False))
+                tell = hold.guard.observers.waited
+                tell(_new_tuple(Wait, (hold.pool, monotonic() - began, False)))
             return proxy
 
         return connect
@@ -125,7 +127,7 @@ class Waits:
         """Add to the error who has the connections, and tell the guard."""
         frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
         waited = monotonic() - began
-        if whose.scope is not None:
+        if whose.scope is not None and TRACING in modules:
             note_span(whose.scope)
         loop = None if is_async(pool) else running_loop()
         exhaustion = replace(
@@ -200,6 +202,8 @@ def _work_of(waiting: _UnderWay, workers: Workers) -> tuple[int | None, Stack]:
     return id(greenlet if task is None else task), stack
 
 
+_new_tuple: Final = tuple.__new__
+"""What the constructor of a named tuple calls, which is a function of Python's for nothing else."""
 _SURVEY_AGE: Final = 0.1
 """Seconds for which a survey serves the further checkouts that time out, at least ..."""
 _SURVEY_PAUSE: Final = 20
