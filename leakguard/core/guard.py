@@ -262,8 +262,14 @@ class Guard:
     def constructed(self, session: Hold) -> None:
         """Take note of a new session; as `acquired`."""
         self._open[session] = None
-        if session.scope is not None:
-            self._add_session(session, session.scope)
+        scope = session.scope
+        if scope is not None:
+            if scope.event_log is not None:
+                scope.event_log.add(_ACQUIRED["session"], session.site)
+            scope.open_sessions[session] = None
+            # Looked at after the entry: the scope may end in between, in another thread.
+            if scope.closed_at is not None:
+                self._too_late(session, scope)
         if not WATCH.started:
             WATCH.start()
         tell = self.observers.acquired
@@ -272,8 +278,14 @@ class Guard:
     def checked_out(self, hold: ConnectionHold) -> None:
         """Take note of a new connection; as `acquired`."""
         self._open[hold] = None
-        if hold.scope is not None:
-            self._add_connection(hold, hold.scope)
+        scope = hold.scope
+        if scope is not None:
+            if scope.event_log is not None:
+                scope.event_log.add(_ACQUIRED["connection"], hold.site)
+            scope.open_connections[hold] = None
+            # Looked at after the entry: the scope may end in between, in another thread.
+            if scope.closed_at is not None:
+                self._too_late(hold, scope)
         if not WATCH.started:
             WATCH.start()
         held = self._held
@@ -292,10 +304,7 @@ class Guard:
         self._judge.stop_waiting(hold)  # that scope may have ended before the checkout
         hold.guard, hold.scope = guard, scope
         if guard is self:
-            if isinstance(hold, ConnectionHold):
-                self._add_connection(hold, scope)
-            else:
-                self._add_session(hold, scope)
+            self._enter_scope(hold, scope)
             return
         self._open.pop(hold, None)
         # To its observers the hold is gone: who counts must come out even.
@@ -333,8 +342,10 @@ class Guard:
         if scope is not None:
             if scope.event_log is not None:
                 scope.event_log.add("connection given back")
-            if scope.closed_at is None:
-                self._note(scope, hold, now)
+            responded_at = scope.responded_at
+            late = responded_at is not None and now - responded_at > self.settings.late_after
+            if late or hold.nested or hold.sync_in_async:
+                self._note(scope, hold, now, late=late)
         if self._judge.waits:
             self._judge.stop_waiting(hold)
         if self._unresolved and hold in self._unresolved:
@@ -373,32 +384,34 @@ class Guard:
                 hold.scope.take_out(hold)
         self._open.clear()
 
-    def _add_session(self, session: Hold, scope: Scope) -> None:
+    def _enter_scope(self, hold: Hold, scope: Scope) -> None:
+        """Enter it in another scope, as `constructed` and `checked_out` do in the first one."""
         if scope.event_log is not None:
-            scope.event_log.add("session constructed", session.site)
-        scope.open_sessions[session] = None
-        # Looked at after the entry: the scope may end in between, in another thread.
+            scope.event_log.add(_ACQUIRED[hold.resource], hold.site)
+        if isinstance(hold, ConnectionHold):
+            scope.open_connections[hold] = None
+        else:
+            scope.open_sessions[hold] = None
         if scope.closed_at is not None:
-            scope.take_out(session)
+            self._too_late(hold, scope)
 
-    def _add_connection(self, hold: ConnectionHold, scope: Scope) -> None:
-        if scope.event_log is not None:
-            scope.event_log.add("connection checked out", hold.site)
-        scope.open_connections[hold] = None
-        # Looked at after the entry: the scope may end in between, in another thread.
-        if scope.closed_at is not None and scope.take_out(hold):
+    def _too_late(self, hold: Hold, scope: Scope) -> None:
+        """Follow what entered a scope that has ended, unless that has dealt with it."""
+        if scope.take_out(hold) and isinstance(hold, ConnectionHold):
             self._judge.outlived(scope, hold)
 
-    def _note(self, scope: Scope, hold: ConnectionHold, now: float) -> None:
-        """Keep a hold that came back for the end of its scope, if there is something to say."""
-        responded_at = scope.responded_at
-        notable = hold.nested or hold.sync_in_async
-        if responded_at is not None and hold.acquired_monotonic < responded_at:
-            late_by = now - responded_at
-            if late_by > self.settings.late_after:
-                hold.late_by = late_by
-                notable = True
-        if notable:
+    def _note(self, scope: Scope, hold: ConnectionHold, now: float, *, late: bool) -> None:
+        """Keep a hold that came back for the end of its scope, if there is something to say.
+
+        `late` says that it came back long after the response.
+        """
+        if scope.closed_at is not None:
+            return
+        responded_at = scope.responded_at or inf
+        late = late and hold.acquired_monotonic < responded_at
+        if late:
+            hold.late_by = now - responded_at
+        if late or hold.nested or hold.sync_in_async:
             self._note_for_the_end(scope, hold)
 
     def _note_for_the_end(self, scope: Scope, hold: ConnectionHold) -> None:
@@ -475,3 +488,5 @@ _NOTABLE_LIMIT: Final = 100
 """How many connections that are out no more a scope remembers for its end."""
 
 _RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.HELD, FindingKind.OUTLIVES_SCOPE})
+
+_ACQUIRED: Final = {"session": "session constructed", "connection": "connection checked out"}

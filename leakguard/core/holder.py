@@ -243,16 +243,25 @@ def where_work_runs() -> tuple[int, LoopRef | None, weakref.ref[Any] | None]:
 
 
 def _current_thread_holder(thread: int, frame: FrameType | None) -> ThreadHolder:
+    # The outermost frame of the work that the thread does now. The loop of a thread pool is not
+    # part of it: it outlives what it runs.
+    outermost = frame or sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+    outer = outermost.f_back
+    while outer is not None and not _is_thread_loop(outer.f_code.co_filename):
+        outermost = outer
+        outer = outer.f_back
     # The same copy of the context may run one function after the other, so that what an earlier
     # one left there says nothing about this one, unless it runs in the same frame.
-    outermost = _outermost_frame(frame or sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
     run = _run.get()
     if run is not None and run.holder.runs_in(thread, outermost):
         return run.holder
     run = _ThreadRun()
+    try:
+        greenlet = weakref.ref(modules["greenlet"].getcurrent())
+    except (KeyError, AttributeError):  # nobody uses greenlets, or it is still being imported
+        greenlet = None
     run.holder = holder = _new_tuple(
-        ThreadHolder,
-        (weakref.ref(run), thread, id(outermost), outermost.f_code, _current_greenlet()),
+        ThreadHolder, (weakref.ref(run), thread, id(outermost), outermost.f_code, greenlet)
     )
     _run.set(run)
     return holder
@@ -260,29 +269,6 @@ def _current_thread_holder(thread: int, frame: FrameType | None) -> ThreadHolder
 
 _new_tuple: Final = tuple.__new__
 """What the constructor of a named tuple calls, which is a function of Python's for nothing else."""
-
-
-def _current_greenlet() -> weakref.ref[Any] | None:
-    """Refer to the greenlet that runs now; `None` where nobody uses greenlets."""
-    greenlets: Any = modules.get("greenlet")
-    if greenlets is None:
-        return None
-    try:
-        return weakref.ref(greenlets.getcurrent())
-    except AttributeError:  # it is still being imported
-        return None
-
-
-def _outermost_frame(frame: FrameType) -> FrameType:
-    """Return the outermost frame of the work that the thread does now.
-
-    The loop of a thread pool is not part of it: it outlives what it runs.
-    """
-    outer = frame.f_back
-    while outer is not None and not _is_thread_loop(outer.f_code.co_filename):
-        frame = outer
-        outer = outer.f_back
-    return frame
 
 
 @lru_cache(maxsize=1024)

@@ -232,9 +232,9 @@ class Counted(Collector):
 _Return = tuple["Scope | None", str, float]
 """Of a connection that came back: its scope, its pool, and for how many seconds it was out."""
 
-_MUCH: Final = 200
+_MUCH: Final = 1000
 """With so much of a kind the watch counts."""
-_TOO_MUCH: Final = 1000
+_TOO_MUCH: Final = 5000
 """With so much whoever writes it down counts: an observer may keep the watch busy."""
 
 _EVERY: Final[weakref.WeakSet[Counted]] = weakref.WeakSet()

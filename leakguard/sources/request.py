@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from leakguard.core.allow import allowed_block
@@ -139,9 +139,11 @@ class RequestScope(Scope):
         """Go by the scope that the router got where a middleware handed a copy on."""
         try:
             asgi = self._asgi
-            if asgi is not None and not is_routed(asgi):
-                frame = sys._getframe() if sending else None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-                self._asgi = routed_scope(frame, error) or asgi
+            # What most routes name is looked at here already, because that is a call less.
+            if asgi is None or type(asgi.get("endpoint")) is FunctionType or is_routed(asgi):
+                return
+            frame = sys._getframe() if sending else None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
+            self._asgi = routed_scope(frame, error) or asgi
         except Exception as fault:  # noqa: BLE001  (frames and scopes of whatever framework)
             FAULTS.report(_LOOK, fault, "Its name may not be known.")
 

@@ -308,14 +308,14 @@ MUTATIONS: Final = (
     Mutation(
         "calls every return after the response late",
         _GUARD,
-        "if late_by > self.settings.late_after:",
-        "if late_by > 0:",
+        "late = responded_at is not None and now - responded_at > self.settings.late_after",
+        "late = responded_at is not None",
     ),
     Mutation(
         "calls it late what was taken after the response",
         _GUARD,
-        "if responded_at is not None and hold.acquired_monotonic < responded_at:",
-        "if responded_at is not None:",
+        "late = late and hold.acquired_monotonic < responded_at",
+        "pass",
     ),
     Mutation(
         "takes connections of two pools for nested",

@@ -418,11 +418,11 @@ def test_what_comes_back_before_routing_waits_for_the_end(metrics: Metrics) -> N
     scope.closed_at = 1.0
     assert metrics.value(name, route="none", pool="main") == 1
     scope.closed_at = None
-    for _ in range(1010):
+    for _ in range(5010):
         returned(metrics.observer, scope)
     assert metrics.value(name, route="none", pool="main") == 11
     scope.closed_at = 1.0
-    assert metrics.value(name, route="none", pool="main") == 1011
+    assert metrics.value(name, route="none", pool="main") == 5011
 
 
 def written(metrics: Metrics) -> Any:
@@ -443,9 +443,9 @@ def test_what_nobody_asks_for_is_counted_when_it_is_much(metrics: Metrics, drive
     """By the watch, which the first connection starts."""
     engine = driver.engine(QueuePool)
     with LeakGuard(mode="production", observers=[metrics.observer]):
-        for _ in range(201):
+        for _ in range(1001):
             engine.connect().close()
-        patiently(lambda: len(written(metrics).changes) < 200)
+        patiently(lambda: len(written(metrics).changes) < 1000)
 
 
 def test_a_guard_that_goes_leaves_nothing_uncounted(metrics: Metrics, driver: Driver) -> None:
@@ -520,12 +520,12 @@ def test_what_is_written_down_has_a_bound(
     monkeypatch.setattr(WATCH, "started", started)
     monkeypatch.setattr(WATCH, "post", forgetting)
     most = 0
-    for _ in range(2500):
+    for _ in range(12500):
         metrics.observer.scope_opened(scope)
         most = max(most, len(written(metrics).scopes))
-    assert most == (999 if started else 199)
+    assert most == (4999 if started else 999)
     labels = {"type": "job"}
-    assert metrics.registry.get_sample_value("leakguard_open_scopes", labels) == 2500
+    assert metrics.registry.get_sample_value("leakguard_open_scopes", labels) == 12500
 
 
 @pytest.mark.parametrize("multiprocess", [True, False])
