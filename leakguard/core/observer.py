@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -65,6 +65,7 @@ class Observer:
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., None])
 _NOTING: Final[set[object]] = set()
+_OF_CONNECTIONS: Final[set[object]] = set()
 
 
 def notes(function: FunctionT) -> FunctionT:
@@ -73,6 +74,12 @@ def notes(function: FunctionT) -> FunctionT:
     It never raises and takes no lock, wherever it is called: it writes down what it is told.
     """
     _NOTING.add(function)
+    return function
+
+
+def of_connections(function: FunctionT) -> FunctionT:
+    """Mark a method `released` that has nothing to do with sessions: it is not told of those."""
+    _OF_CONNECTIONS.add(function)
     return function
 
 
@@ -139,17 +146,23 @@ class Observers:
         self.scope_closed: Tell[Scope] = self._tell("scope_closed")
         self.acquired: Tell[Hold] = self._tell("acquired")
         self.released: Tell[Hold] = self._tell("released")
+        self.closed: Tell[Hold] = self._tell("released", but=_OF_CONNECTIONS)
+        """As `released`, of a session."""
         self.found: Tell[Finding] = self._tell("found")
         self.resolved: Tell[Finding] = self._tell("resolved")
         self.pool_changed: Tell[PoolChange] = self._tell("pool_changed")
         self.waited: Tell[Wait] = self._tell("waited")
         self.uninstalled: Tell[Guard] = self._tell("uninstalled")
 
-    def _tell(self, name: str) -> Tell[Any]:
-        """Make what tells all those who override a method."""
-        told = tuple(self._overriding(name))
+    def _tell(self, name: str, but: Container[object] = ()) -> Tell[Any]:
+        """Make what tells all those who override a method, but for some marked functions."""
+        told = tuple(
+            (observer, method)
+            for observer, method in self._overriding(name)
+            if getattr(method, "__func__", None) not in but
+        )
         if not told:
-            return _tell_nobody
+            return tell_nobody
         if len(told) == 1 and only_notes(told[0][1]):  # a call less for what every request does
             return told[0][1]
         collector = COLLECTOR
@@ -185,5 +198,5 @@ class Observers:
         )
 
 
-def _tell_nobody(_: object) -> None:
+def tell_nobody(_: object) -> None:
     """Do nothing: no observer wants to know."""

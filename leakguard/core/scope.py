@@ -99,9 +99,6 @@ class Scope:
     """The type name of the exception that ended it."""
     handled_outside = False
     """Whether its exception goes to a handler outside of it, who may yet close what it had."""
-    iterated = False
-    """Whether its block is in a generator that the user's code iterates: between two steps of it
-    somebody else is at work, in the same context."""
     endpoint: CodeType | None = None
     """The code of the function that the route names."""
     foreign_block: AllowedBlock | None = None
@@ -126,6 +123,9 @@ class Scope:
         """The span of OpenTelemetry's in which it does its work, where there is one."""
         self.event_log: EventLog | None = EventLog() if guard.settings.events else None
         """Its events, where the settings keep them."""
+        self.iterated = False
+        """Whether its block is in a generator that the user's code iterates: between two steps of
+        it somebody else is at work, in the same context."""
         self.opener: Opener | None = None
         """The frame that has its block; `None` where it has none, as a request."""
         self.before: Scope | None = None

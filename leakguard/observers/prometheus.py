@@ -39,7 +39,7 @@ from leakguard.core.collector import COLLECTOR
 from leakguard.core.faults import FAULTS
 from leakguard.core.fork import in_child
 from leakguard.core.lock import LOCK
-from leakguard.core.observer import Observer, notes
+from leakguard.core.observer import Observer, notes, of_connections
 from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS
 from leakguard.core.unresolved import UnresolvedLeaks
 from leakguard.core.watch import WATCH
@@ -310,6 +310,7 @@ class Prometheus(Observer):
             counted.count_soon(len(counted.scopes))
 
     @notes
+    @of_connections
     def released(self, hold: Hold) -> None:
         """Observe how long the connection was out."""
         ended = hold.released_monotonic

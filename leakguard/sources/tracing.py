@@ -32,8 +32,14 @@ def note_span(scope: Scope) -> None:
     if scope.trace is not None:
         return
     try:
+        module: Any = modules[_CONTEXT]
+        try:
+            # As `get_current()` does, by two calls less.
+            current = module._RUNTIME_CONTEXT._current_context.get()  # noqa: SLF001  (no public way; tested)
+        except AttributeError:  # a context of another kind
+            current = module.get_current()
         # Where the API is there and nobody uses it, as FastAPI imports it, the context is empty.
-        if not modules[_CONTEXT].get_current():
+        if not current:
             return
         api: Any = modules[TRACING]
         span = api.get_current_span()

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -380,6 +381,27 @@ def test_what_is_not_sampled_is_not_traced(guard: LeakGuard, recorder: Recorder,
     assert telemetry.spans == {}
     connection.close()
     engine.dispose()
+
+
+def test_a_context_of_another_kind_is_asked_for_what_is_current(
+    monkeypatch: pytest.MonkeyPatch,
+    telemetry: Telemetry,
+    guard: LeakGuard,
+    recorder: Recorder,
+    url: str,
+) -> None:
+    """It is chosen by an environment variable, and need not have a `ContextVar`."""
+    usual: Any = context._RUNTIME_CONTEXT  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the one in use
+    methods = {name: getattr(usual, name) for name in ("attach", "detach", "get_current")}
+    monkeypatch.setattr(context, "_RUNTIME_CONTEXT", SimpleNamespace(**methods))
+    engine = create_engine(url)
+    with guard.scope("job"), telemetry.tracer.start_as_current_span("first"):
+        connection = engine.connect()
+    connection.close()
+    engine.dispose()
+    (finding,) = recorder.findings
+    assert finding.scope is not None
+    assert finding.scope.span_id is not None
 
 
 def test_a_trace_that_comes_from_elsewhere(

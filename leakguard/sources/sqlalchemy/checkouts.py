@@ -178,7 +178,12 @@ class Checkouts:
                 return
             fairy: Any = proxy  # its class has no public name
             pool: Pool = fairy._pool  # noqa: SLF001  (no public way; tested)
-            guard, scope = self._guards.guard_for(current_scope.get(), pool)
+            guard: Guard | None
+            scope = current_scope.get()
+            if scope is not None and scope.guard.watches_all and not scope.iterated:
+                guard = scope.guard  # as `guard_for` says, of most programs
+            else:
+                guard, scope = self._guards.guard_for(scope, pool)
             if guard is not None:
                 self._checked_out(pool, record, proxy, guard, scope)
         except Exception as error:  # noqa: BLE001  (the caller must not notice)

@@ -35,6 +35,9 @@ from leakguard.sources.tracing import TRACING, note_span
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
 
+    from leakguard.core.guard import Guard
+    from leakguard.core.scope import Scope
+
 
 class TrackedSession(SessionHold):
     """An SQLAlchemy `Session`, be it one's own or an `AsyncSession`'s."""
@@ -127,15 +130,15 @@ class Sessions:
         try:
             if getattr(session, _HOLD, None) is not None and _hold_of(session) is not None:
                 return  # by a class that calls the `__init__` of two bases
-            guards = self._guards
-            pool = _pool_of(session) if guards.choose_engines else None
-            guard, scope = guards.guard_for(current_scope.get(), pool)
-            known = guard is not None
-            if guard is None:
-                # Its `binds` or its `get_bind()` may yet give it an engine that is watched.
-                guard, scope = guards.nearest(current_scope.get())
-            if guard is None:
-                return
+            scope = current_scope.get()
+            known = True
+            if scope is not None and scope.guard.watches_all and not scope.iterated:
+                guard = scope.guard  # as `guard_for` says, of most programs
+            else:
+                found, scope, known = self._guard_for(session, scope)
+                if found is None:
+                    return
+                guard = found
             # One frame up is the wrapper of `__init__`.
             frame = constructing_frame(session, sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
             opener = None if scope is None else scope.opener
@@ -154,6 +157,18 @@ class Sessions:
                 hold.released_monotonic = hold.acquired_monotonic
         except Exception as error:  # noqa: BLE001  (the application must not notice)
             report_fault(error)
+
+    def _guard_for(
+        self, session: Session, scope: Scope | None
+    ) -> tuple[Guard | None, Scope | None, bool]:
+        """Return the guard to tell, its scope, and whether it is known to watch the session."""
+        guards = self._guards
+        pool = _pool_of(session) if guards.choose_engines else None
+        guard, inner = guards.guard_for(scope, pool)
+        if guard is not None:
+            return guard, inner, True
+        # Its `binds` or its `get_bind()` may yet give it an engine that is watched.
+        return *guards.nearest(scope), False
 
     # --- events -----------------------------------------------------------------------------------
 
