@@ -153,7 +153,7 @@ def locate(
             frame = frame.f_back
         if limit == 1 and frame is not None and places[frame.f_code.co_filename] is _USER:
             site = _new_object(CallSite)
-            site._raw = ((frame.f_code, frame.f_lasti),)  # noqa: SLF001  (in half the time of a call)
+            site._raw = ((frame.f_code, frame.f_lasti),)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # in half the time of a call
             return site, frame
     except KeyError:  # a file that was not seen before
         pass

@@ -219,7 +219,8 @@ class Guard:
         if before is not None:
             scope.before = before
         current_scope.set(scope)
-        self.observers.scope_opened(scope)
+        tell = self.observers.scope_opened
+        tell(scope)
 
     def close_scope(self, scope: Scope) -> None:
         """End `scope` and judge what it did not give back. Never raises.
@@ -247,7 +248,8 @@ class Guard:
                 self._judge.close(scope)
             except Exception as error:  # noqa: BLE001  (the request must not notice)
                 FAULTS.report("leakguard's judge", error, "Please report it.")
-        self.observers.scope_closed(scope)
+        tell = self.observers.scope_closed
+        tell(scope)
 
     def acquired(self, hold: Hold) -> None:
         """Take note of a new hold; its scope, holder and evidence are set."""

@@ -15,6 +15,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from leakguard.core.endings import Callback, on_done, on_gone
+from leakguard.core.quick import new_tuple
 from leakguard.core.stacks import Stack, greenlet_stack, is_on_stack, task_stack, thread_stack
 from leakguard.core.strand import GEVENT, TRIO, Strand, current_strand, is_running, strand_stack
 from leakguard.core.tasks import AnyTask, LoopRef, running_loop
@@ -260,15 +261,11 @@ def _current_thread_holder(thread: int, frame: FrameType | None) -> ThreadHolder
         greenlet = weakref.ref(modules["greenlet"].getcurrent())
     except (KeyError, AttributeError):  # nobody uses greenlets, or it is still being imported
         greenlet = None
-    run.holder = holder = _new_tuple(
+    run.holder = holder = new_tuple(
         ThreadHolder, (weakref.ref(run), thread, id(outermost), outermost.f_code, greenlet)
     )
     _run.set(run)
     return holder
-
-
-_new_tuple: Final = tuple.__new__
-"""What the constructor of a named tuple calls, which is a function of Python's for nothing else."""
 
 
 @lru_cache(maxsize=1024)

@@ -35,6 +35,9 @@ class Observer:
     An observer that raises is logged once and is not called again; the request never notices.
     """
 
+    _asks: Container[str] = ()
+    """The names of the methods that it is not told by, though it has them: it asks instead."""
+
     def scope_opened(self, scope: Scope) -> None:
         """Tell that a request, connection, test or job begins."""
 
@@ -185,7 +188,8 @@ class Observers:
     def _overriding(self, name: str) -> Iterator[tuple[Observer, Tell[Any]]]:
         for observer in self._observers:
             method = getattr(observer, name)
-            if getattr(method, "__func__", None) is not getattr(Observer, name):
+            overridden = getattr(method, "__func__", None) is not getattr(Observer, name)
+            if overridden and name not in observer._asks:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # of leakguard's own
                 yield observer, method
 
     def _disable(self, observer: Observer, error: BaseException) -> None:

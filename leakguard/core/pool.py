@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from leakguard.core.guard import Guard
 
 HOLD_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Bounds of the histogram of hold times, in seconds."""
@@ -34,3 +38,26 @@ class Wait(NamedTuple):
     """How long it took, the opening of a new connection included."""
     timed_out: bool
     """Whether the pool had no connection in time, so that the caller got an error instead."""
+
+
+class PoolState(NamedTuple):
+    """What a pool has at a moment, for observers that ask instead of being told of each change."""
+
+    guard: Guard
+    """The guard that counts it: no two count the same connection."""
+    pool: PoolChange
+    """All that it has, as if it had just come."""
+
+
+def answer_for_pools(states: Callable[[], Iterable[PoolState]]) -> None:
+    """Have a source asked for the pools that it knows."""
+    _SOURCES.append(states)
+
+
+def pool_states() -> Iterator[PoolState]:
+    """Ask all sources for the pools that they know."""
+    for states in _SOURCES:
+        yield from states()
+
+
+_SOURCES: Final[list[Callable[[], Iterable[PoolState]]]] = []

@@ -40,7 +40,7 @@ from leakguard.core.faults import FAULTS
 from leakguard.core.fork import in_child
 from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observer, notes, of_connections
-from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS
+from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS, pool_states
 from leakguard.core.unresolved import UnresolvedLeaks
 from leakguard.core.watch import WATCH
 from leakguard.exceptions import SettingsError
@@ -139,6 +139,10 @@ class Counted(Collector):
         self._at_once = is_multiprocess()
         self.much: Final = 1 if self._at_once else _MUCH
         """With so much of a kind it is counted, though nobody asks."""
+        self.asks: Final = () if self._at_once else ("pool_changed",)
+        """What is asked for at a scrape, so that nobody has to tell it in every request."""
+        self._shown: set[tuple[str, ...]] = set()
+        """The labels of the gauges of pools."""
         self._planned = False
         """Whether the watch will count what is written down."""
         self._lock = RLock()
@@ -167,7 +171,10 @@ class Counted(Collector):
         with self._lock:  # two at once would count in parts, and a scrape see one of them
             self._planned = False  # first: whoever writes something down from now on plans anew
             self._count_scopes()
-            self._count_connections()
+            if self._at_once:
+                self._count_connections()
+            else:
+                self._look_at_pools()
             self._observe_waits()
             self._observe_returns()
 
@@ -204,6 +211,17 @@ class Counted(Collector):
                 connections.labels(pool, "used").inc(times * used)
             if limit:
                 self.metrics.limit.labels(pool).inc(times * limit)
+
+    def _look_at_pools(self) -> None:
+        """Set the gauges by what the pools have now, of the guards that tell this registry."""
+        values: TallyCounter[tuple[str, ...]] = TallyCounter()
+        for guard, (pool, idle, used, limit) in pool_states():
+            if any(getattr(observer, "_counted", None) is self for observer in guard.observers):
+                values.update({(pool, "idle"): idle, (pool, "used"): used, (pool,): limit})
+        self._shown.update(labels for labels, value in values.items() if value)
+        for labels in self._shown:  # those of pools that are gone, too
+            gauge = self.metrics.limit if len(labels) == 1 else self.metrics.connections
+            gauge.labels(*labels).set(values[labels])
 
     def _observe_waits(self) -> None:
         waits: defaultdict[str, list[float]] = defaultdict(list)
@@ -289,6 +307,7 @@ class Prometheus(Observer):
         """
         _check_registry(registry)
         self._counted: Final = _counted_in(registry)
+        self._asks = self._counted.asks
         self._unresolved = UnresolvedLeaks(self._count_unresolved)
 
     # What every request does is written down in as few steps as there can be.
@@ -340,7 +359,7 @@ class Prometheus(Observer):
 
     @notes
     def pool_changed(self, change: PoolChange) -> None:
-        """Count the connections in the pool and out of it."""
+        """Count the connections in the pool and out of it, in multiprocess mode."""
         counted = self._counted
         counted.changes.append(change)
         if len(counted.changes) >= counted.much:

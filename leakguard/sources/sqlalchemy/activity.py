@@ -20,6 +20,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from leakguard.core.callsite import Place, place_of
 from leakguard.core.clock import monotonic
 from leakguard.core.collector import PAUSE
+from leakguard.core.quick import new_tuple
 from leakguard.core.scope import scopes_around
 from leakguard.core.stacks import (
     frames_of,
@@ -78,14 +79,10 @@ def begin_execution(frame: FrameType) -> Execution:
     thread = get_ident()
     if thread not in _latest and len(_latest) >= _LATEST_LIMIT:
         _latest.clear()  # threads that have ended are never taken out one by one
-    execution = _latest[thread] = _new_tuple(
+    execution = _latest[thread] = new_tuple(
         Execution, (monotonic(), id(frame), frame.f_code, ref(current_greenlet()), thread)
     )
     return execution
-
-
-_new_tuple: Final = tuple.__new__
-"""What the constructor of a named tuple calls, which is a function of Python's for nothing else."""
 
 
 class Stream:

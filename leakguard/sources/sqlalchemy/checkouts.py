@@ -18,6 +18,7 @@ from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool, _Connection
 from leakguard.core.callsite import locate
 from leakguard.core.holder import current_holder
 from leakguard.core.lifespan import in_lifespan
+from leakguard.core.pool import PoolState
 from leakguard.core.scope import current_scope
 from leakguard.core.tasks import running_loop
 from leakguard.core.watch import WATCH
@@ -38,7 +39,7 @@ from leakguard.sources.sqlalchemy.pools import (
 from leakguard.sources.tracing import TRACING, note_span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
@@ -101,6 +102,13 @@ class Checkouts:
         checkouts: list[Checkout] = list(self.out.copy().values())
         of_pool = [hold for hold in checkouts if hold.facts.ref() is pool]
         return [hold for hold in of_pool if hold.detached_id is None and hold.open]
+
+    def pool_states(self) -> Iterator[PoolState]:
+        """Say what is in the pools and out of them, of each that a guard counts."""
+        for facts in list(self._pools.copy().values()):
+            guard = facts.ledger.guard
+            if guard is not None:
+                yield PoolState(guard, facts.ledger.all())
 
     def share_out(self) -> None:
         """Tell a guard of every pool that it watches and of which nobody is told."""

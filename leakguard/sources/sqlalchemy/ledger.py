@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from leakguard.core.observer import tell_nobody
 from leakguard.core.pool import PoolChange
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Ledger:
     def join(self, guard: Guard) -> None:
         """Tell `guard` from now on."""
         self._guard = guard
-        guard.observers.pool_changed(self._all(1))
+        guard.observers.pool_changed(self.all())
 
     def rename(self, name: str) -> None:
         """Count under another name."""
@@ -85,32 +86,37 @@ class Ledger:
 
     def taken(self, entry: int) -> None:
         """Count a connection that goes out."""
+        guard = self._guard
+        if guard is None or guard.observers.pool_changed is tell_nobody:  # in production
+            self._out[entry] = True
+            return
         out = self._out.get(entry)
         if out is None:  # opened before anybody looked
             self._tell(self._opened)
         if not out:
             self._out[entry] = True
-            # Here and at the return, which every request has, a call less than `_tell` makes.
-            guard = self._guard
-            if guard is not None:
-                tell = guard.observers.pool_changed
-                tell(self._taken)
+            self._tell(self._taken)
 
     def returned(self, entry: int) -> None:
         """Count a connection that comes back."""
+        guard = self._guard
+        if guard is None or guard.observers.pool_changed is tell_nobody:
+            self._out[entry] = False
+            return
         out = self._out.get(entry)
         if out is not False:
             self._out[entry] = False
-            guard = self._guard
-            if guard is not None:
-                tell = guard.observers.pool_changed
-                tell(self._opened if out is None else self._returned)
+            self._tell(self._opened if out is None else self._returned)
 
     def gone(self, entry: int) -> None:
         """Count a connection that is closed, or has left the pool for good."""
         out = self._out.pop(entry, None)
         if out is not None:
             self._tell(PoolChange(self._name, -(not out), -out, 0))
+
+    def all(self) -> PoolChange:
+        """Return all that the pool has, as if it had just come."""
+        return self._all(1)
 
     def _all(self, sign: int) -> PoolChange:
         out = list(self._out.copy().values())

@@ -9,6 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import Dialect
 
 from leakguard.core.fork import in_child
+from leakguard.core.pool import answer_for_pools
 from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.guards import Guards
 from leakguard.sources.sqlalchemy.listeners import Listener
@@ -17,6 +18,7 @@ from leakguard.sources.sqlalchemy.waits import Waits
 
 if TYPE_CHECKING:
     from leakguard.core.guard import Guard
+    from leakguard.core.pool import PoolState
 
 
 class SQLAlchemySource:
@@ -34,6 +36,10 @@ class SQLAlchemySource:
         self._waits = Waits(self._checkouts)
         self._follows_statements = False
         self._had_events = False
+
+    def pool_states(self) -> Iterable[PoolState]:
+        """Say what the pools have that an installed guard counts."""
+        return self._checkouts.pool_states()
 
     @property
     def guards(self) -> tuple[Guard, ...]:
@@ -124,3 +130,4 @@ SQLALCHEMY: Final = SQLAlchemySource()
 """The one source of the process: what it listens to and wraps belongs to the whole process."""
 
 in_child(SQLALCHEMY.forget_parent)
+answer_for_pools(SQLALCHEMY.pool_states)

@@ -23,6 +23,7 @@ from leakguard.core.clock import monotonic
 from leakguard.core.holder import current_work
 from leakguard.core.lock import LOCK
 from leakguard.core.pool import Wait
+from leakguard.core.quick import new_tuple
 from leakguard.core.scope import AMBIENT, current_scope
 from leakguard.core.stacks import Stack, call_site, greenlet_stack, thread_stack
 from leakguard.core.survey import Waiter, survey
@@ -103,7 +104,7 @@ class Waits:
             hold = out.get(id(proxy))
             if hold is not None:
                 tell = hold.guard.observers.waited
-                tell(_new_tuple(Wait, (hold.pool, monotonic() - began, False)))
+                tell(new_tuple(Wait, (hold.pool, monotonic() - began, False)))
             return proxy
 
         return connect
@@ -202,8 +203,6 @@ def _work_of(waiting: _UnderWay, workers: Workers) -> tuple[int | None, Stack]:
     return id(greenlet if task is None else task), stack
 
 
-_new_tuple: Final = tuple.__new__
-"""What the constructor of a named tuple calls, which is a function of Python's for nothing else."""
 _SURVEY_AGE: Final = 0.1
 """Seconds for which a survey serves the further checkouts that time out, at least ..."""
 _SURVEY_PAUSE: Final = 20
