@@ -174,7 +174,7 @@ INTERNAL: dict[type, set[str]] = {
         *("acquired_monotonic", "released_monotonic", "used_monotonic", "open", "came_back"),
         *("usage", "lost_when_collected", "find_session", "outlived_by", "waited_for_return"),
         "subject",
-        *("sync_in_async", "fake_usage", "is_lost_when_collected", "is_open"),
+        *("fake_usage", "is_lost_when_collected", "is_open"),
     },
     Scope: {
         *("guard", "opened_by", "loop", "opener", "parent", "before", "trace", "event_log"),

@@ -167,7 +167,7 @@ class ThreadHolder(NamedTuple):
 
     @property
     def loop(self) -> None:
-        """Return that there is no event loop."""
+        """There is none."""
 
     def __str__(self) -> str:
         # Only now: this is made at every checkout in a thread. The thread may have ended.

@@ -38,9 +38,19 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from leakguard import LeakGuard, LeakGuardMiddleware, Prometheus, Scope, SettingsError, metrics_app
+from leakguard import (
+    LeakGuard,
+    LeakGuardMiddleware,
+    Observer,
+    PoolChange,
+    Prometheus,
+    Scope,
+    SettingsError,
+    metrics_app,
+)
 from leakguard.core.faults import FAULTS
 from leakguard.core.pool import HOLD_BUCKETS
+from leakguard.core.process import observe_everywhere, observe_no_more
 from leakguard.core.watch import WATCH
 from leakguard.observers import prometheus
 from leakguard.observers.prometheus import observe_all
@@ -82,8 +92,10 @@ class Metrics:
         return idle, used
 
 
-@pytest.fixture
-def metrics() -> Metrics:
+@pytest.fixture(params=[False, True], ids=["by and by", "at once"])
+def metrics(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Metrics:
+    """Return metrics that are counted when somebody asks, and those of multiprocess mode."""
+    monkeypatch.setattr(prometheus, "is_multiprocess", lambda: request.param)
     return Metrics()
 
 
@@ -92,6 +104,10 @@ def counting(metrics: Metrics) -> Iterator[LeakGuard]:
     """Give a guard that counts and tells nobody else."""
     with LeakGuard(mode="production", observers=[metrics.observer]) as guard:
         yield guard
+
+
+by_and_by = pytest.mark.parametrize("metrics", [False], ids=["by and by"], indirect=True)
+"""For what is written down first."""
 
 
 class Driver:
@@ -448,6 +464,36 @@ def test_what_nobody_asks_for_is_counted_when_it_is_much(metrics: Metrics, drive
         patiently(lambda: len(written(metrics).changes) < 1000)
 
 
+def test_a_pool_is_counted_whoever_else_is_told_of_it(metrics: Metrics, driver: Driver) -> None:
+    """Another observer hears of every change, from whenever it is there."""
+    told: list[PoolChange] = []
+
+    class Pools(Observer):
+        def pool_changed(self, change: PoolChange) -> None:
+            told.append(change)
+
+    engine = driver.engine(QueuePool)
+    with LeakGuard(mode="production", observers=[metrics.observer]) as guard:
+        first = engine.connect()
+        assert metrics.connections() == (0, 1)
+        observer = Pools()
+        observe_everywhere(observer)
+        second = engine.connect()
+        first.close()
+        assert metrics.connections() == (1, 1)
+        assert told == [
+            PoolChange("main", 1, 0, 0),
+            PoolChange("main", -1, 1, 0),
+            PoolChange("main", 1, -1, 0),
+        ]
+        observe_no_more(observer)
+        second.close()
+        assert metrics.connections() == (2, 0)
+        assert len(told) == 3
+        assert len(guard.observers) == 1
+
+
+@by_and_by
 def test_a_guard_that_goes_leaves_nothing_uncounted(metrics: Metrics, driver: Driver) -> None:
     """It may take the watch along, which would have counted it."""
     engine = driver.engine(QueuePool)
@@ -511,6 +557,7 @@ def forgetting(job: Callable[[], None]) -> None:
     """Stand for a watch that has ended, or is kept by an observer."""
 
 
+@by_and_by
 @pytest.mark.parametrize("started", [True, False])
 def test_what_is_written_down_has_a_bound(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch, *, started: bool
@@ -528,6 +575,7 @@ def test_what_is_written_down_has_a_bound(
     assert metrics.registry.get_sample_value("leakguard_open_scopes", labels) == 12500
 
 
+@by_and_by
 @pytest.mark.parametrize("multiprocess", [True, False])
 def test_the_child_of_a_fork_has_the_metrics_of_its_parent(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch, *, multiprocess: bool
