@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import threading
@@ -18,7 +17,7 @@ from leakguard.core.endings import Callback, on_done, on_gone
 from leakguard.core.quick import new_tuple
 from leakguard.core.stacks import Stack, greenlet_stack, is_on_stack, task_stack, thread_stack
 from leakguard.core.strand import GEVENT, TRIO, Strand, current_strand, is_running, strand_stack
-from leakguard.core.tasks import AnyTask, LoopRef, running_loop
+from leakguard.core.tasks import AnyTask, LoopRef, running_loop, task_on
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -213,7 +212,7 @@ def current_holder(scope: Scope | None, frame: FrameType | None = None) -> Holde
     opened_by = scope.opened_by if scope is not None and scope.closed_at is None else None
     loop = running_loop()
     if loop is not None:
-        task = asyncio.current_task(loop)
+        task = task_on(loop)
         if task is not None:
             return None if id(task) == opened_by else TaskHolder(task)
     if TRIO in modules or GEVENT in modules:
@@ -235,7 +234,7 @@ def where_work_runs() -> tuple[int, LoopRef | None, weakref.ref[Any] | None]:
     loop_ref = task = None
     if loop is not None:
         loop_ref = weakref.ref(loop)
-        task = asyncio.current_task(loop)
+        task = task_on(loop)
     strand = current_strand() if TRIO in modules or GEVENT in modules else None
     strand_ref = None if strand is None else weakref.ref(strand.work)
     if task is not None:

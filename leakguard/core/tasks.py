@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from contextvars import Context
@@ -16,6 +17,13 @@ LoopRef = weakref.ref[asyncio.AbstractEventLoop]
 running_loop: Final[Callable[[], asyncio.AbstractEventLoop | None]] = asyncio._get_running_loop  # noqa: SLF001  (exported by asyncio for this use)
 """Returns the event loop that runs in this thread; `get_running_loop` raises where there is none,
 and raising is slow."""
+
+
+_asyncio: Final[Any] = asyncio.tasks
+task_on: Final[Callable[[asyncio.AbstractEventLoop], AnyTask | None]] = (
+    asyncio.current_task if sys.version_info >= (3, 12) else _asyncio._current_tasks.get  # noqa: SLF001  (tested)
+)
+"""Returns the task that runs on a loop; before 3.12 `current_task` is a function of Python's."""
 
 
 def loop_ref() -> LoopRef | None:
@@ -33,7 +41,7 @@ def runs_elsewhere(loops: Iterable[asyncio.AbstractEventLoop]) -> bool:
 def current_task() -> AnyTask | None:
     """Return the running task, `None` outside of an event loop."""
     loop = running_loop()
-    return None if loop is None else asyncio.current_task(loop)
+    return None if loop is None else task_on(loop)
 
 
 def other_tasks(loop: asyncio.AbstractEventLoop) -> list[AnyTask]:

@@ -107,11 +107,12 @@ def known_template(scope: AsgiScope) -> str | None:
         return None
     fastapi = scope.get("fastapi")
     context = fastapi.get("effective_route_context") if fastapi else None
-    route = _path(scope.get("route"))
+    route = scope.get("route")
     if context is None:
-        return route
+        path = getattr(route, "path_format", None)  # of most: a call less
+        return path if path and type(path) is str else _path(route)
     # Of an included router, whose prefixes nobody else knows.
-    return _path(getattr(context, "starlette_route", None)) or _path(context) or route
+    return _path(getattr(context, "starlette_route", None)) or _path(context) or _path(route)
 
 
 def _path(route: object) -> str | None:
