@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from leakguard.core.scope import AMBIENT
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from tests.plugin.conftest import OUTLIVED, Run, Write, ended
 
@@ -328,16 +329,30 @@ def test_a_leak_that_comes_to_light_later(write: Write, run: Run) -> None:
     )
 
 
+def test_a_leak_that_comes_to_light_when_the_run_was_stopped(write: Write, run: Run) -> None:
+    """It is told, and the run has ended as it did."""
+    write(OUTLIVED + "def test_stops(request): request.session.shouldstop = 'enough'\n")
+    result = run("--leakguard=error")
+    ended(result, passed=3, code=pytest.ExitCode.INTERRUPTED)
+    result.stdout.fnmatch_lines(["  1 test: test_suite.py::test_starts_it *"])
+
+
 @pytest.mark.parametrize(
-    "wanted, code", [("off", pytest.ExitCode.OK), ("error", pytest.ExitCode.TESTS_FAILED)]
+    "marker, option, code",
+    [
+        ("'off'", "error", pytest.ExitCode.OK),
+        ("'warn'", "error", pytest.ExitCode.OK),
+        ("ignore=['leaked']", "error", pytest.ExitCode.OK),
+        ("'error'", "warn", pytest.ExitCode.TESTS_FAILED),
+    ],
 )
 def test_a_late_leak_of_a_fixture_counts_as_its_marker_says(
-    write: Write, run: Run, wanted: str, code: pytest.ExitCode
+    write: Write, run_apart: Run, marker: str, option: str, code: pytest.ExitCode
 ) -> None:
     """Whatever the run wants of other tests."""
     write(
         "import threading\n"
-        f"pytestmark = pytest.mark.leakguard({wanted!r})\n"
+        f"pytestmark = pytest.mark.leakguard({marker})\n"
         "go_on, has_it = threading.Event(), threading.Event()\n"
         "def work():\n"
         "    take()\n"
@@ -354,8 +369,7 @@ def test_a_late_leak_of_a_fixture_counts_as_its_marker_says(
         "    go_on.set()\n"
         "    thread.join()\n"
     )
-    result = run("--leakguard=error" if wanted == "off" else "--leakguard=warn")
-    ended(result, passed=2, code=code)
+    ended(run_apart(f"--leakguard={option}"), passed=2, code=code)
 
 
 def test_nothing_is_watched_after_the_run(write: Write, run: Run) -> None:
@@ -365,11 +379,30 @@ def test_nothing_is_watched_after_the_run(write: Write, run: Run) -> None:
     assert SQLALCHEMY.guards == ()
 
 
-def test_what_interrupts_a_teardown_does_not_lose_the_test(write: Write, run_apart: Run) -> None:
-    """That it has passed is told all the same."""
+def test_nothing_is_watched_after_a_run_that_is_interrupted(write: Write, run: Run) -> None:
+    """Nor does what is taken from then on belong to the test in whose teardown that was."""
     write(
         "@pytest.fixture\n"
         "def interrupted():\n"
+        "    yield\n"
+        "    pytest.exit('enough')\n"
+        "def test_leaks(): take()\n"
+        "def test_passes(interrupted): behave()\n"
+    )
+    ended(run("--leakguard=error"), passed=1, failed=1, code=pytest.ExitCode.INTERRUPTED)
+    assert SQLALCHEMY.guards == ()
+    assert AMBIENT.scope is None
+
+
+def test_what_interrupts_a_teardown_does_not_lose_the_test(write: Write, run_apart: Run) -> None:
+    """That it has passed is told all the same, and what wider fixtures leak which end by that."""
+    write(
+        "@pytest.fixture(scope='session')\n"
+        "def wide():\n"
+        "    take()\n"
+        "    yield\n"
+        "@pytest.fixture\n"
+        "def interrupted(wide):\n"
         "    yield\n"
         "    raise KeyboardInterrupt\n"
         "def test_leaks(): take()\n"
@@ -377,7 +410,7 @@ def test_what_interrupts_a_teardown_does_not_lose_the_test(write: Write, run_apa
     )
     result = run_apart("--leakguard=error")
     ended(result, passed=1, failed=1, code=pytest.ExitCode.INTERRUPTED)
-    result.stdout.fnmatch_lines(["leaked: test_suite.py::test_leaks *"])
+    result.stdout.fnmatch_lines(["  1 test and 1 fixture: *::test_leaks, session fixture wide *"])
 
 
 OF_UNITTEST = """

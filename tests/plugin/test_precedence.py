@@ -19,7 +19,10 @@ def outcome_of(result: pytest.RunResult) -> str:
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         return "error"
     assert result.ret == pytest.ExitCode.OK
-    return "warn" if "warnings" in outcomes else "off"
+    if "warnings" in outcomes:
+        return "warn"
+    result.stdout.no_fnmatch_line("*distinct leak*")
+    return "off"
 
 
 def test_nothing_is_done_unless_somebody_wants_it(write: Write, run: Run) -> None:
