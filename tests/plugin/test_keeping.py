@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import orm
+from sqlalchemy import create_engine, orm
 
 from leakguard.testing import keeping
 from leakguard.testing.keeping import kept
@@ -323,7 +323,30 @@ class Thing:
     """Something that is looked for."""
 
 
+class Owner:
+    """An object of the user's that a teardown may name: what its class has, and does."""
+
+    thing = Thing()
+
+    def close(self) -> Thing:
+        return MODULE_THING
+
+    @classmethod
+    def close_class(cls) -> None:
+        deal_with_it()
+
+
+class Heir(Owner):
+    """One that has it all from its base."""
+
+
 MODULE_THING = Thing()
+OWNER, HEIR = Owner(), Heir()
+QUEUE = asyncio.Queue[None]()
+
+
+def close_all_sessions() -> None:
+    """Be of the same name as SQLAlchemy's."""
 
 
 def deal_with_it(*_: object) -> Thing:
@@ -342,6 +365,9 @@ def test_the_value_and_what_it_is_made_of() -> None:
     assert refers({"a": [SimpleNamespace(b=(thing,))]}, to=thing)
     assert refers(lambda: thing, to=thing)
     assert refers(lambda one=thing: one, to=thing)
+    function = lambda: None  # noqa: E731  (it has a variable of its own)
+    vars(function)["thing"] = thing
+    assert refers(function, to=thing)
     assert not refers([Thing()], to=thing)
 
 
@@ -355,8 +381,65 @@ def test_the_code_of_a_value_is_nothing_that_it_has() -> None:
 
 
 def test_a_module_that_is_named_is_asked_for_what_is_named_of_it() -> None:
-    assert refers(None, lambda: keeping.kept, to=keeping.kept)
-    assert not refers(None, lambda: keeping.__name__, to=keeping.kept)
+    assert refers(None, lambda: orm.Session, to=orm.Session)
+    assert not refers(None, lambda: orm.Query, to=orm.Session)
+
+
+def test_a_module_that_is_imported_is_asked_too() -> None:
+    """Whether it is in another one or not."""
+
+    def one_of_it() -> object:
+        from sqlalchemy.orm import Session  # noqa: PLC0415  (that is what it is about)
+
+        return Session
+
+    def all_of_it() -> object:
+        import sqlalchemy.orm  # noqa: PLC0415
+
+        return sqlalchemy.create_engine
+
+    assert refers(None, one_of_it, to=orm.Session)
+    assert refers(None, all_of_it, to=create_engine)
+    assert not refers(None, all_of_it, to=orm.Session)
+
+
+def test_an_object_of_the_user_s_has_what_its_class_has() -> None:
+    """And does what its methods do, of those that are named."""
+    assert refers(None, lambda: OWNER.close, to=MODULE_THING)
+    assert refers(None, lambda: HEIR.close, to=MODULE_THING)
+    assert refers(None, lambda: HEIR, to=Owner.thing)
+    assert refers(None, lambda: Heir, to=Owner.thing)
+    assert not refers(None, lambda: OWNER, to=MODULE_THING)
+
+    def with_a_local_one() -> Iterator[None]:
+        owner = Owner()
+        yield
+        owner.close()
+
+    fixture = with_a_local_one()
+    next(fixture)
+    assert refers(None, fixture, to=MODULE_THING)
+
+
+def test_a_method_of_a_class_has_what_the_class_has() -> None:
+    """As that of a `TestCase` which tears it down."""
+    assert refers(None, Owner.close_class, to=Owner.thing)
+    assert refers(None, Owner.close_class, to=MODULE_THING)
+
+
+def test_what_a_library_does_is_nothing_of_the_user_s() -> None:
+    """Its functions name, and its classes have, all that it is made of."""
+    assert "Runner" in asyncio.run.__code__.co_names
+    assert not refers(None, lambda: asyncio.run, to=asyncio.Runner)
+    assert not refers(None, lambda: QUEUE, to=vars(asyncio.Queue)["put"])
+
+
+def test_only_sqlalchemy_closes_all_sessions() -> None:
+    """Not whatever has the same name."""
+    session = orm.Session()
+    assert refers(None, orm.close_all_sessions, to=session)
+    assert not refers(None, orm.close_all_sessions, to=MODULE_THING)
+    assert not refers(None, close_all_sessions, to=session)
 
 
 def test_what_is_yet_to_run_of_a_generator() -> None:
@@ -379,6 +462,23 @@ def test_what_is_yet_to_run_of_a_generator() -> None:
     assert not refers(None, first, to=MODULE_THING)
 
 
+def test_the_function_of_a_generator_has_run() -> None:
+    """Which pytest hands to what tears a fixture down: it names, and defaults to, what it will."""
+    default, thing = Thing(), Thing()
+
+    def fixture(local: object = default) -> Iterator[None]:
+        deal_with_it()
+        yield
+        list[object]([local])
+
+    generator = fixture(thing)
+    next(generator)
+    tear_down = functools.partial(next, generator, None)
+    assert refers(None, tear_down, to=thing)
+    assert not refers(None, tear_down, to=default)
+    assert not refers(None, functools.partial(print, fixture, generator), to=MODULE_THING)
+
+
 def test_what_others_have_is_not_looked_at() -> None:
     """The loop and its tasks, modules, classes and pytest's own objects refer to all there is."""
 
@@ -389,6 +489,8 @@ def test_what_others_have_is_not_looked_at() -> None:
         assert not refers([loop, asyncio.current_task()], to=thing)
 
     asyncio.run(main())
+    of_pytest = type("Node", (SimpleNamespace,), {"__module__": "_pytest.nodes"})
+    assert not refers(of_pytest(thing=MODULE_THING), to=MODULE_THING)
     assert not refers(orm, to=orm.Session)
     assert not refers(type("Class", (), {"thing": MODULE_THING}), to=MODULE_THING)
 
