@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import create_engine, orm
+from sqlalchemy import create_engine as create
+from sqlalchemy import orm
 
 from leakguard.testing import keeping
 from leakguard.testing.keeping import kept
@@ -399,7 +400,7 @@ def test_a_module_that_is_imported_is_asked_too() -> None:
         return sqlalchemy.create_engine
 
     assert refers(None, one_of_it, to=orm.Session)
-    assert refers(None, all_of_it, to=create_engine)
+    assert refers(None, all_of_it, to=create)
     assert not refers(None, all_of_it, to=orm.Session)
 
 

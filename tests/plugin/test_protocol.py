@@ -55,6 +55,25 @@ def test_a_test_may_run_twice(write: Write, run: Run, pytester: pytest.Pytester)
     ended(run("--leakguard=error"), passed=2, failed=2)
 
 
+def test_nothing_is_kept_of_the_fixtures_of_a_test(write: Write, run: Run) -> None:
+    """Its item stays until the end of the run."""
+    write(
+        "import gc, weakref\n"
+        "class Value: pass\n"
+        "@pytest.fixture\n"
+        "def value():\n"
+        "    global seen\n"
+        "    value = Value()\n"
+        "    seen = weakref.ref(value)\n"
+        "    return value\n"
+        "def test_leaks(value): take()\n"
+        "def test_looks():\n"
+        "    gc.collect()\n"
+        "    assert seen() is None\n"
+    )
+    ended(run("--leakguard=error"), passed=1, failed=1)
+
+
 @pytest.mark.parametrize("failing", ["setup", "call", "teardown"])
 def test_a_failure_is_told_before_a_debugger_looks_at_it(
     write: Write, pytester: pytest.Pytester, run_apart: Run, failing: str
