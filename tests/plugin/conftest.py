@@ -64,6 +64,15 @@ def test_ends_it():
 """
 """A suite in which a thread has a connection at the end of its test, and never gives it back."""
 
+ITS_OWN_WAY = """
+from _pytest.runner import runtestprotocol
+def pytest_runtest_protocol(item, nextitem):
+    if "idle" in item.name: return None
+    runtestprotocol(item, nextitem=nextitem)
+    return True
+"""
+"""A plugin that runs all tests but those that it leaves to others."""
+
 Run = Callable[..., pytest.RunResult]
 Write = Callable[[str], None]
 

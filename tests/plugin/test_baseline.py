@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from tests.plugin.conftest import Run, Write, ended
+from tests.plugin.conftest import ITS_OWN_WAY, Run, Write, ended
 
 OLD = "def test_old(): take()\n"
 OTHER = """
@@ -128,15 +128,39 @@ def test_what_a_fixture_no_longer_leaks_is_gone_too(write: Write, run: Run) -> N
     result.stdout.fnmatch_lines(["gone: leaked: module fixture wide *"])
 
 
+MARKED = "@pytest.mark.{}\n{}"
+FAILING = "def test_other(): assert False\n"
+
+
+@pytest.mark.parametrize("workers", ["-pno:xdist", "-n1"])
+@pytest.mark.parametrize("conftest", ["", ITS_OWN_WAY], ids=["", "another plugin"])
 def test_a_test_that_is_skipped_says_nothing(
+    write: Write, run_apart: Run, pytester: pytest.Pytester, conftest: str, workers: str
+) -> None:
+    """Nor does one that fails, or may: it might have leaked. One that passes does."""
+    pytester.makeconftest(conftest)
+    write(OLD + OTHER)
+    run_apart(*BASELINE, workers, "--leakguard-update-baseline")
+    for quiet in (MARKED.format("skip", OLD), MARKED.format("xfail", OLD)):
+        write(quiet + FAILING)
+        result = run_apart(*BASELINE, workers)
+        result.stdout.fnmatch_lines(["*1 failed, 1 *"])
+        result.stdout.no_fnmatch_line("gone: *")
+    write(OLD.replace("take", "behave") + FAILING)
+    result = run_apart(*BASELINE, workers)
+    result.stdout.fnmatch_lines(["gone: leaked: test_suite.py::test_old *"])
+    assert result.stdout.str().count("gone: ") == 1
+
+
+def test_a_test_that_is_repaired_is_taken_out(
     write: Write, run: Run, pytester: pytest.Pytester
 ) -> None:
-    """Nor does one that fails: it might have leaked."""
-    write(OLD + OTHER)
+    """Though another one makes the same leak."""
+    write(OLD + "def test_older(): take()\n")
     run(*BASELINE, "--leakguard-update-baseline")
-    write("@pytest.mark.skip\ndef test_old(): take()\ndef test_other(): assert False\n")
-    run(*BASELINE, "--leakguard-update-baseline").stdout.no_fnmatch_line("gone: *")
-    assert known(pytester) == [["test_suite.py::test_old"], ["test_suite.py::test_other"]]
+    write(OLD + "def test_older(): behave()\n")
+    run(*BASELINE, "--leakguard-update-baseline")
+    assert known(pytester) == [["test_suite.py::test_old"]]
 
 
 def test_it_is_named_by_the_ini_file(write: Write, run: Run, pytester: pytest.Pytester) -> None:
@@ -151,6 +175,34 @@ def test_it_is_named_by_the_ini_file(write: Write, run: Run, pytester: pytest.Py
     ended(result, passed=1)
     result.stdout.fnmatch_lines(["1 leak of the baseline, in 1 test"])
     ended(run("--leakguard=off", ".."), passed=1)
+
+
+def test_the_option_wins_over_the_ini_file(
+    write: Write, run: Run, pytester: pytest.Pytester
+) -> None:
+    """It names a file from where pytest is started; the setting alone has no effect, and may."""
+    pytester.makeini("[pytest]\nleakguard_baseline = no.json\n")
+    write(OLD)
+    ended(run(), passed=1)
+    elsewhere = pytester.mkdir("elsewhere")
+    os.chdir(elsewhere)
+    run(*BASELINE, "--leakguard-update-baseline", "..")
+    assert [path.name for path in pytester.path.rglob("*.json")] == ["known.json"]
+    assert (elsewhere / "known.json").is_file()
+
+
+def test_github_shows_no_leak_that_is_known(
+    write: Write, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the summary describe it again."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    write(OLD)
+    run(*BASELINE, "--leakguard-update-baseline")
+    write(OLD + NEW)
+    result = run(*BASELINE)
+    ended(result, passed=1, failed=1)
+    assert result.stdout.str().count("title=connection leak") == 1
+    result.stdout.no_fnmatch_line("leaked: *")
 
 
 def test_it_is_written_without_a_terminal(

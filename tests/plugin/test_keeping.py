@@ -397,7 +397,7 @@ def test_a_module_that_is_imported_is_asked_too() -> None:
     def all_of_it() -> object:
         import sqlalchemy.orm  # noqa: PLC0415
 
-        return sqlalchemy.create_engine
+        return sqlalchemy.create_engine, sqlalchemy.orm
 
     assert refers(None, one_of_it, to=orm.Session)
     assert refers(None, all_of_it, to=create)

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import Run, Write, ended
-
-ITS_OWN_WAY = """
-from _pytest.runner import runtestprotocol
-def pytest_runtest_protocol(item, nextitem):
-    if "idle" in item.name: return None
-    runtestprotocol(item, nextitem=nextitem)
-    return True
-"""
-"""A plugin that runs all tests but those that it leaves to others."""
+from tests.plugin.conftest import ITS_OWN_WAY, Run, Write, ended
 
 
 def test_a_plugin_that_runs_the_tests_its_own_way(
@@ -75,18 +66,50 @@ def test_what_a_teardown_fails_by_is_not_lost(
 def test_one_that_is_meant_to_fail_is_not_judged(
     write: Write, pytester: pytest.Pytester, run: Run
 ) -> None:
-    """It has failed as it should."""
+    """It has failed as it should, or passed though it need not."""
     pytester.makeconftest(ITS_OWN_WAY)
     write(
         "def fail():\n"
         "    take()\n"
         "    assert False\n"
         "test_expected = pytest.mark.xfail(fail)\n"
+        "@pytest.mark.xfail\n"
+        "def test_unexpected(): take()\n"
         "def test_leaks(): take()\n"
     )
     result = run("--leakguard=error")
-    ended(result, xfailed=1, passed=1, errors=1)
+    ended(result, xfailed=1, xpassed=1, passed=1, errors=1)
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_leaks*"])
+
+
+def test_one_that_fails_anyway_fails_as_ever(
+    write: Write, pytester: pytest.Pytester, run: Run
+) -> None:
+    """In its setup or by itself, once: what it leaked is in the summary."""
+    pytester.makeconftest(ITS_OWN_WAY)
+    write(
+        "@pytest.fixture\n"
+        "def broken():\n"
+        "    take()\n"
+        "    raise LookupError\n"
+        "def test_behaves(): behave()\n"
+        "def test_broken(broken): pass\n"
+        "def test_fails():\n"
+        "    take()\n"
+        "    assert False\n"
+    )
+    result = run("--leakguard=error")
+    ended(result, passed=1, errors=1, failed=1)
+    result.stdout.fnmatch_lines(["*leakguard: 2 tests, 1 distinct leak*"])
+
+
+def test_a_plugin_that_runs_the_tests_of_a_worker(write: Write, pytester: pytest.Pytester) -> None:
+    """The run has from the worker what it found there, too."""
+    pytester.makeconftest(ITS_OWN_WAY)
+    write("def test_leaks(): take()\ndef test_behaves(): behave()")
+    result = pytester.runpytest_subprocess("-n1", "--leakguard=error", "-pno:randomly")
+    ended(result, passed=2, errors=1)
+    result.stdout.fnmatch_lines(["  1 test: test_suite.py::test_leaks *"])
 
 
 FLAKY = """

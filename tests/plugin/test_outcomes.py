@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from leakguard.core.process import EVERYWHERE
 from leakguard.core.scope import AMBIENT
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from tests.plugin.conftest import OUTLIVED, Run, Write, ended
@@ -43,6 +44,7 @@ def test_one_that_fails_anyway_fails_as_ever(write: Write, run: Run) -> None:
     result = run("--leakguard=error")
     ended(result, failed=1)
     result.stdout.fnmatch_lines(["E*assert 1 == 2", "*leakguard: 1 test, 1 distinct leak*"])
+    assert result.stdout.str().count("\nleaked: ") == 1
 
 
 def test_one_that_is_skipped_or_fails_in_its_setup_is_judged_too(write: Write, run: Run) -> None:
@@ -69,6 +71,12 @@ def test_one_that_is_expected_to_fail_may_leak(write: Write, run: Run, strict: b
     result = run("--leakguard=error")
     ended(result, xfailed=1)
     result.stdout.no_fnmatch_line("*distinct leak*")
+
+
+def test_one_that_is_expected_to_fail_does_not_by_a_warning(write: Write, run: Run) -> None:
+    """Where leaks are no reason to fail it has passed, which nobody expected."""
+    write("@pytest.mark.xfail(strict=True, reason='known')\ndef test_leaks(): take()")
+    ended(run("--leakguard=warn"), failed=1, warnings=1)
 
 
 def test_one_that_fails_as_expected_may_leak_too(write: Write, run: Run) -> None:
@@ -127,6 +135,31 @@ def test_a_wider_fixture_is_judged_at_its_own_end(write: Write, run: Run) -> Non
             "*ERROR at teardown of test_two*",
             "module fixture leaky of test_suite.py leaks, which has ended here",
             "leaked: module fixture leaky of test_suite.py (in *",
+        ]
+    )
+
+
+def test_a_fixture_and_the_test_with_which_it_ends(write: Write, run: Run) -> None:
+    """Each is told what it leaks, and what else a teardown fails by is told, too."""
+    write(
+        "@pytest.fixture(scope='module')\n"
+        "def leaky():\n"
+        "    take()\n"
+        "    yield\n"
+        "@pytest.fixture\n"
+        "def broken():\n"
+        "    yield\n"
+        "    raise LookupError('torn down')\n"
+        "def test_leaks(leaky, broken): kept.append(engine.connect())\n"
+    )
+    result = run("--leakguard=error")
+    ended(result, failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E*LookupError: torn down",
+            "module fixture leaky of test_suite.py leaks, which has ended here",
+            "leaked: test_suite.py::test_leaks *",
+            "*leakguard: 1 test and 1 fixture, 2 distinct leaks*",
         ]
     )
 
@@ -377,6 +410,7 @@ def test_nothing_is_watched_after_the_run(write: Write, run: Run) -> None:
     write("def test_behaves(): behave()\ndef test_leaks(): take()")
     ended(run("--leakguard=error"), passed=1, failed=1)
     assert SQLALCHEMY.guards == ()
+    assert EVERYWHERE == []
 
 
 def test_nothing_is_watched_after_a_run_that_is_interrupted(write: Write, run: Run) -> None:

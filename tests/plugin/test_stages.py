@@ -33,7 +33,8 @@ class Waited(threading.Condition):
         return super().wait(timeout)
 
 
-def test_a_request_that_a_server_has_yet_to_end_is_waited_for() -> None:
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_request_that_a_server_has_yet_to_end_is_waited_for(at_the_end: bool) -> None:
     """The client may be ahead of it; how it ends is part of the test."""
     stages = Stages()
     told = stages._told = Waited()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to know when
@@ -52,6 +53,9 @@ def test_a_request_that_a_server_has_yet_to_end_is_waited_for() -> None:
         server = threading.Thread(target=asyncio.run, args=(serve(),))
         server.start()
         assert began.wait(PATIENCE)
+        if not at_the_end:
+            assert stages.findings(stage) == []
+            assert not stage.requests
         stages.end(stage)
         assert not stage.requests
         server.join()
