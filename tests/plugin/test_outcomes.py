@@ -413,17 +413,31 @@ def test_nothing_is_watched_after_the_run(write: Write, run: Run) -> None:
     assert EVERYWHERE == []
 
 
-def test_nothing_is_watched_after_a_run_that_is_interrupted(write: Write, run: Run) -> None:
-    """Nor does what is taken from then on belong to the test in whose teardown that was."""
+FORGOTTEN = pytest.mark.xfail(reason="what a teardown that is interrupted found is forgotten")
+
+
+@pytest.mark.parametrize("when", ["setup", "call", pytest.param("teardown", marks=FORGOTTEN)])
+def test_nothing_is_watched_after_a_run_that_is_interrupted(
+    write: Write, run: Run, when: str
+) -> None:
+    """Nor is the test that was interrupted still at work when wider fixtures are torn down."""
     write(
-        "@pytest.fixture\n"
-        "def interrupted():\n"
+        f"def stop(now): now != {when!r} or pytest.exit('enough')\n"
+        "@pytest.fixture(scope='session')\n"
+        "def wide():\n"
+        "    take()\n"
         "    yield\n"
-        "    pytest.exit('enough')\n"
-        "def test_leaks(): take()\n"
-        "def test_passes(interrupted): behave()\n"
+        "@pytest.fixture\n"
+        "def interrupted(wide):\n"
+        "    stop('setup')\n"
+        "    yield\n"
+        "    stop('teardown')\n"
+        "def test_leaks(): kept.append(engine.connect())\n"
+        "def test_stops(interrupted): stop('call')\n"
     )
-    ended(run("--leakguard=error"), passed=1, failed=1, code=pytest.ExitCode.INTERRUPTED)
+    result = run("--leakguard=error")
+    ended(result, passed=when == "teardown", failed=1, code=pytest.ExitCode.INTERRUPTED)
+    result.stdout.fnmatch_lines(["  1 fixture: session fixture wide *"])
     assert SQLALCHEMY.guards == ()
     assert AMBIENT.scope is None
 
