@@ -8,9 +8,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import resource
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
 
 from fastapi import Depends, FastAPI
@@ -39,6 +43,8 @@ _ASGI: dict[str, Any] = {
 }
 _WARM_UP = 300
 """Requests before the first that counts: routes, caches and metrics are there by then."""
+_KEPT = 100
+"""How many sessions an application that leaks has at a time."""
 
 
 # --- what a request does --------------------------------------------------------------------------
@@ -67,14 +73,21 @@ def nothing(app: FastAPI, load: Workload) -> None:  # noqa: ARG001  (as the othe
         return 1
 
 
+def make_engine(load: Workload, size: int = 5) -> Engine:
+    """Return an engine whose pool is that of a server database."""
+    if load.url:
+        return create_engine(load.url, pool_size=size)
+    return create_engine(
+        "sqlite://",
+        poolclass=QueuePool,
+        pool_size=size,
+        connect_args={"check_same_thread": False},
+    )
+
+
 def sync(app: FastAPI, load: Workload) -> None:
     """Use a session of a dependency, both in threads."""
-    if load.url:
-        engine = create_engine(load.url)
-    else:
-        engine = create_engine(
-            "sqlite://", poolclass=QueuePool, connect_args={"check_same_thread": False}
-        )
+    engine = make_engine(load)
 
     def get_db() -> Iterator[Session]:
         with Session(engine) as db:
@@ -90,6 +103,45 @@ def sync(app: FastAPI, load: Workload) -> None:
 def deeper(depth: int, call: Callable[[], Result]) -> Result:
     """Call it from so many frames further down."""
     return deeper(depth - 1, call) if depth else call()
+
+
+def leaking(app: FastAPI, load: Workload) -> None:
+    """Never close the session: it is closed a hundred requests later, that it may go on."""
+    engine = make_engine(load, size=2 * _KEPT)
+    kept: deque[Session] = deque()
+
+    def get_db() -> Iterator[Session]:
+        db = Session(engine)
+        kept.append(db)
+        if len(kept) > _KEPT:
+            kept.popleft().close()
+        yield db
+
+    @app.get("/item")
+    def item(db: Session = Depends(get_db)) -> int:
+        db.execute(QUERY).scalar()
+        return 1
+
+
+def without_session(app: FastAPI, load: Workload) -> None:
+    """Use a connection of the driver's, and give it back."""
+    engine = make_engine(load)
+
+    @app.get("/item")
+    def item() -> int:
+        with closing(engine.raw_connection()) as connection:
+            connection.cursor().execute("SELECT 1")
+        return 1
+
+
+def dropping(app: FastAPI, load: Workload) -> None:
+    """Drop such a connection, which Python takes back at once."""
+    engine = make_engine(load)
+
+    @app.get("/item")
+    def item() -> int:
+        engine.raw_connection().cursor().execute("SELECT 1")
+        return 1
 
 
 def asynchronous(app: FastAPI, load: Workload) -> None:
@@ -119,6 +171,9 @@ WORK: dict[str, Callable[[FastAPI, Workload], None]] = {
     "nothing": nothing,
     "sync": sync,
     "async": asynchronous,
+    "leaking": leaking,
+    "without session": without_session,
+    "dropping": dropping,
 }
 
 
@@ -191,14 +246,39 @@ def starlette_exporter(app: FastAPI) -> None:
     app.add_middleware(peer("starlette_exporter").PrometheusMiddleware)
 
 
+_INSTRUMENTATION = "opentelemetry.instrumentation"
+
+
+def opentelemetry_sqlalchemy(app: FastAPI) -> None:  # noqa: ARG001  (it patches SQLAlchemy)
+    """Have OpenTelemetry's instrumentation of SQLAlchemy; its spans go nowhere.
+
+    Of a version that it does not support it logs so, and does nothing: that would be no way.
+    """
+    trace_to_nowhere()
+    instrumentor = peer(f"{_INSTRUMENTATION}.sqlalchemy").SQLAlchemyInstrumentor()
+    instrumentor.instrument()
+    if not instrumentor.is_instrumented_by_opentelemetry:
+        raise SystemExit(f"it does not support SQLAlchemy {version('sqlalchemy')}")
+
+
+def opentelemetry_fastapi(app: FastAPI) -> None:
+    """Have OpenTelemetry's instrumentation of FastAPI; its spans go nowhere."""
+    trace_to_nowhere()
+    peer(f"{_INSTRUMENTATION}.fastapi").FastAPIInstrumentor.instrument_app(app)
+
+
 def opentelemetry(app: FastAPI) -> None:
-    """Have OpenTelemetry's instrumentation of FastAPI and SQLAlchemy; its spans go nowhere."""
-    instrumentation = "opentelemetry.instrumentation"
-    peer("opentelemetry.trace").set_tracer_provider(
-        peer("opentelemetry.sdk.trace").TracerProvider()
-    )
-    peer(f"{instrumentation}.sqlalchemy").SQLAlchemyInstrumentor().instrument()
-    peer(f"{instrumentation}.fastapi").FastAPIInstrumentor.instrument_app(app)
+    """Have both."""
+    opentelemetry_sqlalchemy(app)
+    opentelemetry_fastapi(app)
+
+
+def trace_to_nowhere() -> None:
+    """Have OpenTelemetry make spans that nobody exports."""
+    trace = peer("opentelemetry.trace")
+    provider = peer("opentelemetry.sdk.trace").TracerProvider
+    if not isinstance(trace.get_tracer_provider(), provider):
+        trace.set_tracer_provider(provider())
 
 
 def sentry(app: FastAPI) -> None:  # noqa: ARG001  (it finds the application by itself)
@@ -220,7 +300,9 @@ WAYS: dict[str, Callable[[FastAPI], None]] = {
     "asgi-correlation-id": correlation_id,
     "prometheus-fastapi-instrumentator": instrumentator,
     "starlette_exporter": starlette_exporter,
-    "OpenTelemetry": opentelemetry,
+    "OpenTelemetry, SQLAlchemy": opentelemetry_sqlalchemy,
+    "OpenTelemetry, FastAPI": opentelemetry_fastapi,
+    "OpenTelemetry, both": opentelemetry,
     "Sentry": sentry,
 }
 LAST = ("Sentry",)
@@ -276,7 +358,8 @@ def main() -> None:
     def block(requests: int) -> Figures:
         began = time.process_time_ns()
         loop.run_until_complete(respond(app, requests))
-        return {"micros": (time.process_time_ns() - began) / requests / 1000}
+        micros = (time.process_time_ns() - began) / requests / 1000
+        return {"micros": micros, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
     answer(block)
 

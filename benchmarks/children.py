@@ -13,7 +13,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import IO, Any, NamedTuple, cast
 
@@ -23,11 +23,19 @@ Figures = dict[str, float]
 """What a child has measured of a block, by name."""
 
 
+class Way(NamedTuple):
+    """How a child is started."""
+
+    arguments: tuple[object, ...]
+    python: str = sys.executable
+    """The interpreter: that of another environment, where a way needs other versions."""
+
+
 class Child:
     """A module of this package that runs with some arguments, and answers numbers with figures."""
 
-    def __init__(self, module: str, arguments: Iterable[object], stack: ExitStack) -> None:
-        command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    def __init__(self, module: str, way: Way, stack: ExitStack) -> None:
+        command = [way.python, "-m", f"benchmarks.{module}", *map(str, way.arguments)]
         process = subprocess.Popen(  # noqa: S603  (our own command)
             command,
             stdin=subprocess.PIPE,
@@ -71,14 +79,11 @@ def answer(block: Callable[[int], Figures]) -> None:
 
 
 def measure(
-    module: str, ways: Mapping[str, Iterable[object]], rounds: int, number: int
+    module: str, ways: Mapping[str, Way], rounds: int, number: int
 ) -> dict[str, list[Figures]]:
-    """Have all ways do blocks by turns, and return their figures; those that cannot are left out.
-
-    `ways` has the arguments of each.
-    """
+    """Have all ways do blocks by turns, and return their figures, without those that cannot."""
     with ExitStack() as stack:
-        children = {way: Child(module, arguments, stack) for way, arguments in ways.items()}
+        children = {name: Child(module, way, stack) for name, way in ways.items()}
         for way, child in list(children.items()):
             if not child.ready:
                 print(f"  {way} is left out: {child.error}", file=sys.stderr)
@@ -101,9 +106,11 @@ class Compared(NamedTuple):
     ratio_high: float
 
 
-def compare(figures: Mapping[str, list[Figures]], name: str) -> dict[str, Compared]:
+def compare(
+    figures: Mapping[str, list[Figures]], name: str, base_way: str = BASE
+) -> dict[str, Compared]:
     """Compare a figure of all ways, each round with the bare one of the same round."""
-    base = [one[name] for one in figures[BASE]]
+    base = [one[name] for one in figures[base_way]]
     compared: dict[str, Compared] = {}
     for way, of_way in figures.items():
         values = [one[name] for one in of_way]

@@ -6,15 +6,16 @@ all alike. What is compared is the CPU time of the process, in the same round.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from benchmarks.children import Figures, compare, to_json
+from benchmarks.sections import Options, Results, run_section
 
 WAYS = {
     "without": ["-pno:leakguard"],
@@ -26,6 +27,7 @@ BASE = "without"
 # Other plugins of this environment would only blur the picture.
 OTHERS = ["randomly", "asyncio", "anyio", "xdist", "hypothesispytest", "rerunfailures"]
 TRIVIAL = "def test_{number}(): assert True\n"
+_TESTS = 1000
 WITH_SQLALCHEMY = "import sqlalchemy.orm, sqlalchemy.ext.asyncio\n"
 
 
@@ -35,7 +37,7 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def run(folder: Path, arguments: list[str]) -> float:
+def run_suite(folder: Path, arguments: list[str]) -> float:
     """Run pytest over the suite, and return the CPU time that it took, in seconds."""
     before = cpu_seconds()
     subprocess.run(  # noqa: S603  (our own command)
@@ -49,40 +51,37 @@ def run(folder: Path, arguments: list[str]) -> float:
     return cpu_seconds() - before
 
 
-def measure(suite: str, rounds: int) -> dict[str, list[float]]:
+def measure(suite: str, rounds: int) -> dict[str, list[Figures]]:
     """Run a suite in all ways, as often, after a round that fills the caches."""
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    figures: dict[str, list[Figures]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "pytest.ini").write_text("[pytest]\n")
         (folder / "test_trivial.py").write_text(suite)
         for number in range(rounds + 1):
             for way in random.sample(list(WAYS), len(WAYS)):
-                seconds = run(folder, WAYS[way])
+                seconds = run_suite(folder, WAYS[way])
                 if number:
-                    times[way].append(seconds)
-    return times
+                    figures[way].append({"milliseconds": seconds * 1000})
+    return figures
 
 
-def main() -> None:
-    """Print a table for a suite that does not use SQLAlchemy, and for one that does."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="how often each way is run")
-    parser.add_argument("--tests", type=int, default=1000, help="how many tests the suite has")
-    arguments = parser.parse_args()
-    tests = "".join(TRIVIAL.format(number=number) for number in range(arguments.tests))
+def run(options: Options) -> Results:
+    """Measure a suite without SQLAlchemy, and one with it; print tables, and return them."""
+    tests = "".join(TRIVIAL.format(number=number) for number in range(_TESTS))
     suites = {"without SQLAlchemy": tests, "with SQLAlchemy": WITH_SQLALCHEMY + tests}
+    results: Results = []
     for title, suite in suites.items():
-        times = measure(suite, arguments.rounds)
-        print(f"{arguments.tests} trivial tests {title}, median of {arguments.rounds} rounds")
-        for way, seconds in times.items():
-            ratios = [one / base - 1 for one, base in zip(seconds, times[BASE], strict=True)]
-            low, _, high = statistics.quantiles(ratios, n=4)
+        compared = compare(measure(suite, options.rounds), "milliseconds", BASE)
+        print(f"{_TESTS} trivial tests {title}: milliseconds of CPU for the suite")
+        for way, one in compared.items():
             print(
-                f"  {way:<16}{statistics.median(seconds) * 1000:>7.0f} ms"
-                f"{statistics.median(ratios):>+8.1%}   quartiles {low:+.1%} {high:+.1%}"
+                f"  {way:<16}{one.value:>7.0f}{one.ratio - 1:>+8.1%}"
+                f"   quartiles {one.ratio_low - 1:+.1%} {one.ratio_high - 1:+.1%}"
             )
+        results.append({"title": title, "ways": to_json(compared)})
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    run_section(__doc__, run, rounds=15)

@@ -1,19 +1,18 @@
 """What leakguard costs a request, beside its peers: python -m benchmarks.requests.
 
 What is told is the CPU time of the process for a request, and the difference to the bare
-application in the same round. Peers that are not installed are left out: `pip install --group
-benchmarks`.
+application in the same round. Peers that are not installed are left out, and so are those that do
+not support this SQLAlchemy, unless `--older` says where there is one that they do.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
 
 from benchmarks.application import WAYS, Workload
-from benchmarks.children import Compared, compare, measure, to_json
+from benchmarks.children import BASE, Compared, Figures, Way, compare, measure, to_json
 from benchmarks.postgresql import postgresql
-from benchmarks.sections import run_section
+from benchmarks.sections import Options, Results, run_section
 
 WORKLOADS = [
     Workload("nothing", statements=0),
@@ -29,6 +28,10 @@ WORKLOADS = [
     Workload("sync", url="postgresql"),
     Workload("async", url="postgresql"),
 ]
+NEED_OLDER = ("OpenTelemetry, SQLAlchemy", "OpenTelemetry, both")
+"""Ways that do not support SQLAlchemy 2.1."""
+OLD_BASE = "bare, SQLAlchemy 2.0"
+"""What they are compared with."""
 _BLOCK = 10_000
 """About how many statements there are in a block, of requests that have many."""
 
@@ -44,21 +47,37 @@ def title(load: Workload) -> str:
     return ", ".join(parts)
 
 
-def run(rounds: int) -> list[dict[str, Any]]:
+def run(options: Options) -> Results:
     """Measure all workloads, print a table of each, and return them for a file."""
-    results: list[dict[str, Any]] = []
+    results: Results = []
     with ExitStack() as stack:
         url = stack.enter_context(postgresql())
         for load in WORKLOADS:
             actual = load._replace(url=url if load.url else "")
             requests = min(100, _BLOCK // (actual.statements or 1) // 100)
-            figures = measure(
-                "application", {way: [way, *actual] for way in WAYS}, rounds, requests
-            )
-            compared = compare(figures, "micros")
+            figures = measure("application", ways(actual, options), options.rounds, requests)
+            compared = compare_all(figures)
             print_table(title(load), compared)
             results.append({"title": title(load), "ways": to_json(compared)})
     return results
+
+
+def ways(load: Workload, options: Options) -> dict[str, Way]:
+    """Return all ways; those that need an older SQLAlchemy beside a bare application with that."""
+    every = {way: Way((way, *load)) for way in WAYS}
+    if options.older is not None:
+        every[OLD_BASE] = Way((BASE, *load), options.older)
+        every |= {way: Way((way, *load), options.older) for way in NEED_OLDER}
+    return every
+
+
+def compare_all(figures: dict[str, list[Figures]]) -> dict[str, Compared]:
+    """Compare every way with the bare application of the same environment."""
+    if OLD_BASE not in figures:
+        return compare(figures, "micros")
+    old = {way: one for way, one in figures.items() if way in (OLD_BASE, *NEED_OLDER)}
+    new = {way: one for way, one in figures.items() if way not in old}
+    return compare(new, "micros") | compare(old, "micros", OLD_BASE)
 
 
 def print_table(name: str, compared: dict[str, Compared]) -> None:

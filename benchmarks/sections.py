@@ -6,21 +6,46 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+Results = list[dict[str, Any]]
+"""The tables of a section, as they go into a file."""
 
 
-def run_section(doc: str | None, run: Callable[[int], object], rounds: int) -> None:
+class Options(NamedTuple):
+    """What a section is told."""
+
+    rounds: int
+    """How many blocks of each way are measured."""
+    older: str | None = None
+    """The interpreter of an environment with SQLAlchemy 2.0, for what does not support 2.1."""
+
+
+def run_section(doc: str | None, run: Callable[[Options], Results], rounds: int) -> None:
     """Run one section as a command."""
     parser = argparse.ArgumentParser(description=doc)
+    add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=rounds, help="how many blocks of each way")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
-    results = run(arguments.rounds)
+    results = run(Options(arguments.rounds, arguments.older))
     if arguments.json is not None:
         write_json(arguments.json, {"machine": machine(), "results": results})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what all commands of the benchmark take."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument(
+        "--older",
+        metavar="PYTHON",
+        help="the interpreter of an environment with SQLAlchemy 2.0, for peers that do not "
+        "support 2.1",
+    )
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -36,3 +61,12 @@ def machine() -> dict[str, str]:
         "system": f"{platform.system()} on {platform.machine()}, {os.cpu_count()} processors",
         **{name: version(name) for name in names},
     }
+
+
+def sqlalchemy_of(python: str) -> str:
+    """Return the version of SQLAlchemy that an environment has."""
+    if python == sys.executable:
+        return version("sqlalchemy")
+    code = "from importlib.metadata import version; print(version('sqlalchemy'))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603  (our own command)
+    return done.stdout.strip()

@@ -19,7 +19,7 @@ import uvicorn
 
 from benchmarks.application import Workload, make
 from benchmarks.children import Figures, compare, to_json
-from benchmarks.sections import run_section
+from benchmarks.sections import Options, Results, run_section
 
 WAYS = ("bare", "bare, again", "leakguard, production", "asgi-correlation-id")
 _CONNECTIONS = 16
@@ -94,11 +94,11 @@ def measure(work: str, rounds: int) -> dict[str, list[Figures]]:
         return figures
 
 
-def run(rounds: int) -> list[dict[str, Any]]:
-    """Measure synchronous and asynchronous endpoints, print tables, return them for a file."""
-    results: list[dict[str, Any]] = []
-    for work in ("sync", "async"):
-        figures = measure(work, rounds)
+def run(options: Options) -> Results:
+    """Measure all kinds of endpoints, print tables, and return them for a file."""
+    results: Results = []
+    for work in ("nothing", "sync", "async"):
+        figures = measure(work, options.rounds)
         print(f"{work}, {_CONNECTIONS} connections at once: throughput and latency")
         names = {"per_second": "requests/s", "p50": "p50 ms", "p99": "p99 ms"}
         compared = {name: compare(figures, name) for name in names}

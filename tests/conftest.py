@@ -29,6 +29,7 @@ NEED_FASTAPI = [
     "scenarios/test_scenarios.py",
     "scenarios/test_suite.py",
     "sources/test_fastapi_routes.py",
+    "test_benchmarks.py",
 ]
 """Tests that are left out where Starlette is alone, as in some environments of scripts/matrix."""
 
