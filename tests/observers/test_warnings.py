@@ -123,7 +123,8 @@ def test_once_for_each_mistake_up_to_a_bound(
         finding = make_finding()
         finding.fingerprint = name
         observer.found(finding)
-    assert len(recwarn) == 2
+    # Python 3.13 may warn meanwhile of connections of earlier tests that are collected.
+    assert sum(one.category is ConnectionLeakWarning for one in recwarn) == 2
 
 
 def test_a_filter_that_makes_it_an_error_raises_nothing() -> None:
