@@ -171,9 +171,8 @@ class Counted(Collector):
         with self._lock:  # two at once would count in parts, and a scrape see one of them
             self._planned = False  # first: whoever writes something down from now on plans anew
             self._count_scopes()
-            if self._at_once:
-                self._count_connections()
-            else:
+            self._count_connections()
+            if not self._at_once:
                 self._look_at_pools()
             self._observe_waits()
             self._observe_returns()
@@ -359,7 +358,10 @@ class Prometheus(Observer):
 
     @notes
     def pool_changed(self, change: PoolChange) -> None:
-        """Count the connections in the pool and out of it, in multiprocess mode."""
+        """Count the connections in the pool and out of it.
+
+        Called in multiprocess mode, and by observers that hand on what they are told.
+        """
         counted = self._counted
         counted.changes.append(change)
         if len(counted.changes) >= counted.much:

@@ -516,6 +516,18 @@ def test_a_hold_may_be_handed_over_within_a_guard(recorder: Recorder) -> None:
     guard.uninstall()
 
 
+def test_a_hold_may_be_handed_over_to_a_scope_that_ends_at_this_moment(recorder: Recorder) -> None:
+    """Nobody is left who could give it back."""
+    guard = installed(recorder, events=False)
+    with guard.scope("test") as outer:
+        pass
+    with guard.scope("request") as inner:
+        guard.hand_over(take(guard, inner), guard, outer)
+    (finding,) = recorder.findings
+    assert (finding.scope, finding.kind) == (outer, FindingKind.LEAKED)
+    guard.uninstall()
+
+
 def test_a_hold_may_be_handed_over_to_another_guard(recorder: Recorder) -> None:
     """For the observers of the first it is gone, for those of the second it came."""
     guard, theirs = installed(recorder), Recorder()

@@ -493,6 +493,21 @@ def test_a_pool_is_counted_whoever_else_is_told_of_it(metrics: Metrics, driver: 
         assert len(guard.observers) == 1
 
 
+def test_what_another_observer_hands_on_is_counted(metrics: Metrics, driver: Driver) -> None:
+    """No guard tells the metrics themselves."""
+
+    class Wrapped(Observer):
+        def pool_changed(self, change: PoolChange) -> None:
+            metrics.observer.pool_changed(change)
+
+    engine = driver.engine(QueuePool)
+    with LeakGuard(mode="production", observers=[Wrapped()]):
+        connection = engine.connect()
+        assert metrics.connections() == (0, 1)
+        connection.close()
+        assert metrics.connections() == (1, 0)
+
+
 @by_and_by
 def test_a_guard_that_goes_leaves_nothing_uncounted(metrics: Metrics, driver: Driver) -> None:
     """It may take the watch along, which would have counted it."""
