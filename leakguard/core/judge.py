@@ -131,8 +131,10 @@ class Judge:
     @property
     def undecided(self) -> bool:
         """Whether a verdict waits for other work of its scope, which goes on in another thread."""
-        waits = self.waits.copy().values()
-        return any(wait.until is not None and runs_elsewhere(_loops(wait)) for wait in waits)
+        return any(
+            wait.until is not None and not wait.hold.parked and runs_elsewhere(_loops(wait))
+            for wait in self.waits.copy().values()
+        )
 
     def judge_pending(self) -> None:
         """Judge at once what is waited for, as after the wait: nobody will be there by then.

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextvars import Context
 from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Final
 
 from leakguard.core.clock import monotonic
@@ -45,20 +46,19 @@ class Watch:
                 return
             self._starting = True
         try:  # without the lock: the new thread itself may be interrupted, and come here
-            self._start()
-            self.started = True
+            self.started = self._start()
         except RuntimeError as error:  # too many threads, or the interpreter is ending
             self._faults.report("the start of leakguard's watch", error, "It is tried again.")
         finally:
             self._starting = False
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Return whether it runs, which a test may have made impossible that replaces threads."""
         # A thread, like a timer, must not keep the context of a request alive.
         run = Context().run
-        thread = threading.Thread(
-            target=run, args=(self._run, self._inbox), name="leakguard", daemon=True
-        )
+        thread = Thread(target=run, args=(self._run, self._inbox), name="leakguard", daemon=True)
         thread.start()
+        return thread.is_alive()
 
     def add_user(self) -> None:
         """Count one more guard that may need the thread."""
@@ -85,11 +85,14 @@ class Watch:
         self._inbox.put((when, job))
 
     def drain(self, timeout: float) -> bool:
-        """Wait until what was posted so far is done; `False` where that took `timeout` seconds."""
+        """Wait until what was posted so far is done.
+
+        `False` where that took `timeout` seconds, or where there can be no thread that does it.
+        """
         done = threading.Event()
         self.start()
         self.post(done.set)
-        return done.wait(timeout)
+        return self.started and done.wait(timeout)
 
     def _forget(self) -> None:
         """Begin anew in the child of a fork: threads do not survive it, locks may be taken."""

@@ -16,6 +16,7 @@ from types import (
     AsyncGeneratorType,
     CellType,
     CodeType,
+    CoroutineType,
     FrameType,
     FunctionType,
     GeneratorType,
@@ -33,19 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-def kept(
-    value: object,
-    finalizers: Iterable[object],
-    things: Iterable[object],
-    *,
-    in_doubt: bool = True,
-) -> set[int]:
+def kept(value: object, finalizers: Iterable[object], things: Iterable[object]) -> set[int]:
     """Return the `id()` of those `things` that a fixture refers to.
 
     By its value, or by what tears it down: its `finalizers`, a suspended generator among them, with
     the variables that are named by what is yet to run of it, and by the user's functions that it
-    calls. Where that is too much to look through, all of them if `in_doubt`: the fixture will be
-    judged, too; else those that are nearest.
+    calls. Where that is too much to look through, those that are nearest: what it gives back it has
+    at hand.
     """
     wanted = {id(thing): thing for thing in things}
     found: set[int] = set()
@@ -56,7 +51,7 @@ def kept(
     todo.extend((finalizer, True) for finalizer in finalizers)
     while todo:
         if len(seen) >= _LIMIT:
-            return set(wanted) if in_doubt else found
+            break
         one, tears_down = todo.popleft()
         if (id(one), tears_down) in seen:
             continue
@@ -66,8 +61,6 @@ def kept(
         if _closes_all_sessions(one):
             found.update(number for number, thing in wanted.items() if _is_session(thing))
         if _is_a(one, list, tuple, set, frozenset, dict, deque) and len(one) > _LIMIT:
-            if in_doubt:
-                return set(wanted)
             continue
         referents = _referents(one, tears_down=tears_down)
         # The collector does not track what refers to nothing, as strings and numbers.
@@ -76,7 +69,7 @@ def kept(
 
 
 def _referents(one: Any, *, tears_down: bool) -> Iterator[tuple[object, bool]]:  # noqa: ANN401  (anything there is)
-    if _is_a(one, GeneratorType, AsyncGeneratorType):
+    if _is_a(one, GeneratorType, AsyncGeneratorType, CoroutineType):
         yield from _of_generator(one, tears_down=tears_down)
     elif _is_a(one, FunctionType):
         yield from _of_function(one, tears_down=tears_down)
@@ -84,13 +77,15 @@ def _referents(one: Any, *, tears_down: bool) -> Iterator[tuple[object, bool]]: 
         variables: dict[str, Any] = {**vars(one.__self__)}  # as of the class of a `tearDownClass`
         yield one.__func__, tears_down
         yield variables, False
-    elif not (_is_a(one, *_PASSED_OVER) or _is_of_runner(one)):
+    elif any(base.__module__ in _ROUTES for base in type(one).__mro__):
+        yield getattr(one, "state", None), False
+    elif not (_is_a(one, *_PASSED_OVER) or _is_of_runner(one) or _is_of_schema(one)):
         on_the_way = tears_down and _is_a(one, *_BETWEEN)
         for referent in gc.get_referents(one):
             yield referent, on_the_way
 
 
-def _of_generator(generator: Any, *, tears_down: bool) -> Iterator[tuple[object, bool]]:  # noqa: ANN401  (of either type)
+def _of_generator(generator: Any, *, tears_down: bool) -> Iterator[tuple[object, bool]]:  # noqa: ANN401  (of any such type)
     code, frame = _suspended(generator)
     for referent in gc.get_referents(generator):
         if type(referent) is FunctionType and referent.__code__ is code:  # its own
@@ -101,9 +96,11 @@ def _of_generator(generator: Any, *, tears_down: bool) -> Iterator[tuple[object,
         yield from _named(code, frame.f_lasti, frame.f_globals, frame.f_locals)
 
 
-def _suspended(generator: Any) -> tuple[CodeType, FrameType | None]:  # noqa: ANN401  (of either type)
+def _suspended(generator: Any) -> tuple[CodeType, FrameType | None]:  # noqa: ANN401  (of any such type)
     if isinstance(generator, AsyncGeneratorType):
         return generator.ag_code, generator.ag_frame
+    if isinstance(generator, CoroutineType):
+        return generator.cr_code, generator.cr_frame
     return generator.gi_code, generator.gi_frame
 
 
@@ -195,12 +192,28 @@ _PASSED_OVER: Final[tuple[type[Any], ...]] = (
     asyncio.Future,
 )
 """Types of objects that refer to much that is not theirs."""
-_RUNNERS: Final = frozenset({"_pytest", "pytest", "pluggy", "xdist", "leakguard"})
+_RUNNERS: Final = frozenset(
+    {"_pytest", "pytest", "pluggy", "xdist", "anyio", "pytest_asyncio", "leakguard"}
+)
 """Packages whose objects know all of the run, the test itself included."""
+_ROUTES: Final = frozenset(
+    {
+        *("starlette.applications", "starlette.routing"),
+        *("fastapi.applications", "fastapi.routing"),
+    }
+)
+"""Modules whose objects refer to a whole application, and to what a test has put into it, as by
+`dependency_overrides`. They close nothing: what its code has is in their `state`."""
+_SCHEMA: Final = (
+    *("sqlalchemy.sql.", "sqlalchemy.event.", "sqlalchemy.dialects.", "sqlalchemy.orm.mapper"),
+    *("sqlalchemy.orm.decl_", "sqlalchemy.orm.attributes", "sqlalchemy.orm.instrumentation"),
+)
+"""What the names of the modules begin with whose objects are of a schema, large and without any
+session or connection."""
 _LOADS: Final = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
 _OF_REQUEST: Final = "cls"
 """What a fixture asks its request for, beside its module and other things that it does not have."""
-_LIMIT: Final = 50_000
+_LIMIT: Final = 20_000
 """How many objects are looked at."""
 
 
@@ -210,6 +223,10 @@ def _is_a(one: object, *types: type[Any]) -> bool:
 
 def _is_of_runner(one: object) -> bool:
     return _package_of(type(one)) in _RUNNERS
+
+
+def _is_of_schema(one: object) -> bool:
+    return str(type(one).__module__).startswith(_SCHEMA)
 
 
 def _package_of(one: object) -> str:

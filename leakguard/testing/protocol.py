@@ -64,7 +64,7 @@ class OwnProtocol:
         plugin, session = self._plugin, item.session
         call: _Phase | None = None
         found: dict[str, list[Leak]] = {}
-        waits = ended = False
+        waits = ended = noted = False
         part = plugin.begin(item)
 
         def tear_down() -> None:
@@ -88,10 +88,8 @@ class OwnProtocol:
                 nextitem = None
             passed = call is not None and call.report.passed and not expects_failure(call.report)
             teardown = _phase(item, ihook, "teardown", tear_down)
-            if found:
-                setattr(teardown.report, ATTRIBUTE, found)
-                _fail(part.name, None if call is None else call.report, teardown.report, found)
-            plugin.results.leaks.note(part.name, found, passed=passed)
+            self._note(part.name, call, teardown, found, passed=passed)
+            noted = True
             if call is not None and waits:
                 waits = False
                 _tell(item, ihook, call)
@@ -101,8 +99,26 @@ class OwnProtocol:
         finally:
             if not ended:  # something ends the run in the middle
                 plugin.abandon(part)
+            elif found and not noted:  # of a teardown that was interrupted, as one that hangs
+                self._note(part.name, call, None, found, passed=False)
             if call is not None and waits:
                 _tell(item, ihook, call)
+
+    def _note(
+        self,
+        test: str,
+        call: _Phase | None,
+        teardown: _Phase | None,
+        found: dict[str, list[Leak]],
+        *,
+        passed: bool,
+    ) -> None:
+        """Have a test fail by what was found, and note that it has run."""
+        if found:
+            if teardown is not None:
+                setattr(teardown.report, ATTRIBUTE, found)
+            _fail(test, call, teardown, found)
+        self._plugin.results.leaks.note(test, found, passed=passed)
 
 
 class _Phase(NamedTuple):
@@ -165,25 +181,24 @@ def _unexpectedly_passed(report: pytest.TestReport) -> bool:
 
 
 def _fail(
-    test: str,
-    call: pytest.TestReport | None,
-    teardown: pytest.TestReport,
-    found: dict[str, list[Leak]],
+    test: str, call: _Phase | None, teardown: _Phase | None, found: dict[str, list[Leak]]
 ) -> None:
     """Have a test fail by what it leaked, and its teardown by what a wider fixture did."""
-    if call is not None and expects_failure(call) and test in found:
-        if _may_change(call) and text_of(found[test]):
-            call.wasxfail = getattr(call, "wasxfail", "") or "leaks"
-            call.outcome = "skipped"
+    report = None if call is None else call.report
+    if report is not None and expects_failure(report) and test in found:
+        if _may_change(report) and text_of(found[test]):
+            report.wasxfail = getattr(report, "wasxfail", "") or "leaks"
+            report.outcome = "skipped"
         del found[test]
     for name, leaks in found.items():
         text = text_of(leaks)
         if not text:
             continue
-        if name != test:
-            _add_failure(teardown, f"{name} leaks, which has ended here\n\n{text}")
-        elif call is not None and _may_change(call):
-            _add_failure(call, text)
+        if name == test:
+            if report is not None and _may_change(report):
+                _add_failure(report, text)
+        elif teardown is not None:
+            _add_failure(teardown.report, f"{name} leaks, which has ended here\n\n{text}")
 
 
 def _add_failure(report: pytest.TestReport, text: str) -> None:

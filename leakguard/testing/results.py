@@ -36,6 +36,8 @@ class Results:
         self._late: dict[str, list[Leak]] = {}
         """What no test can fail by any more, by the name of the test or fixture; of nobody where
         that is empty."""
+        self._fails_the_run = False
+        """Whether that is all the run fails by."""
 
     def note_late(self, name: str, leaks: Iterable[Leak]) -> None:
         """Note what was found too late for any test to fail, of a test or fixture."""
@@ -78,6 +80,7 @@ class Results:
             self.leaks.add(name, leaks)
         late = any(leak["fails"] for leaks in self._late.values() for leak in leaks)
         if late and session.exitstatus in _SUCCESS:
+            self._fails_the_run = True
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._run.report is not None:
             from leakguard.testing.summary import write_report  # noqa: PLC0415  (most runs have none)
@@ -108,6 +111,10 @@ class Results:
         terminalreporter.section(f"leakguard: {title(self.leaks)}")
         for line in lines(self.leaks, gone):
             terminalreporter.write_line(line)
+        if self._fails_the_run:
+            terminalreporter.write_line(
+                "known too late for a test to fail by it: the run fails, with exit code 1"
+            )
         if os.environ.get("GITHUB_ACTIONS") == "true":
             for line in workflow_commands(self.leaks):
                 terminalreporter.write_line(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import all_tasks
 from contextlib import contextmanager
 from threading import Condition, active_count, get_ident
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from _pytest import runner
 
@@ -26,7 +26,7 @@ from leakguard.testing.keeping import kept
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     from leakguard.core.finding import Finding
     from leakguard.core.hold import Hold
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     Kind = Literal["test", "fixture"]
     Keeper = tuple["Stage", Callable[[Iterable[object]], set[int]]]
     """A fixture that goes on, and what tells the `id()` of those objects that it refers to."""
+
+
+_ANYIO_RUNNER: Final = "TestRunner._run_tests_and_fixtures"
+"""In the name of the task of AnyIO's plugin that runs tests and fixtures, on asyncio and on trio.
+While a wider fixture has it, it is one for all of them."""
 
 
 class Stage(Scope):
@@ -67,6 +72,7 @@ class Stages(Observer):
         """Begin to watch."""
         observe_everywhere(self)
         self._guard.install()
+        WATCH.start()  # not in the middle of a test, which may count the threads, or replace them
 
     def stop(self) -> None:
         """Watch no more."""
@@ -107,6 +113,7 @@ class Stages(Observer):
         try:
             if stage.eventful:
                 self.settle(stage)
+                self._disown_runner(stage)
                 for keeper, refers_to in keepers:
                     self._hand_over_kept(stage, keeper, refers_to)
                 self._wait_for_threads(stage)
@@ -119,6 +126,13 @@ class Stages(Observer):
             finally:
                 self.leave(stage)
         return stage.findings
+
+    def _disown_runner(self, stage: Stage) -> None:
+        """Count as the stage's own work what a task that runs all tests has taken: it goes on."""
+        for hold in _connections(self.open_holds(stage)):
+            for one in (hold, hold.session):
+                if one is not None and _ANYIO_RUNNER in str(one.holder):
+                    one.holder = None
 
     def _hand_over_kept(
         self, stage: Stage, keeper: Stage, refers_to: Callable[[Iterable[object]], set[int]]
@@ -149,8 +163,7 @@ class Stages(Observer):
         """Leave what the tasks of an event loop have that goes on in another test, as it may."""
         connections = _connections(self.open_holds(stage))
         tasks = [task for loop in _standing_still(connections) for task in all_tasks(loop)]
-        # In doubt they have nothing: one that waits for ever may know the whole application.
-        for hold in _reached(connections, [task.get_coro() for task in tasks], in_doubt=False):
+        for hold in _reached(connections, (), [task.get_coro() for task in tasks]):
             hold.parked = True
             self._parked.append(hold)
 
@@ -226,6 +239,8 @@ class Stages(Observer):
     def found(self, finding: Finding) -> None:
         """Keep it for its stage."""
         stage = _stage_of(finding.scope)
+        if stage is not None and stage.guard is not self._guard:
+            return  # of a run of tests within this one, or around it
         if stage is None or (stage.closed_at is not None and AMBIENT.scope is not stage):
             self._rest.append(("" if stage is None else stage.name, finding))
         else:
@@ -259,21 +274,21 @@ def _in_hand(connections: list[ConnectionHold]) -> list[ConnectionHold]:
         if thread != own:
             with PAUSE:
                 variables += [dict(frame.f_locals) for frame in frames_of(stack)]
-    return _reached(connections, variables, in_doubt=True)
+    return _reached(connections, variables, ())
 
 
 def _reached(
-    connections: list[ConnectionHold], work: list[Any], *, in_doubt: bool
+    connections: list[ConnectionHold], variables: Sequence[object], work: Sequence[object]
 ) -> list[ConnectionHold]:
-    """Return those to which, or to whose sessions, there is a way from what `work` has."""
-    if not work:
+    """Return those to which, or to whose sessions, variables refer, or work that is to go on."""
+    if not (variables or work):
         return []
     owners = {hold: [hold.subject] for hold in connections}
     for hold, subjects in owners.items():
         if hold.session is not None:
             subjects.append(hold.session.subject)
     things = [subject for subjects in owners.values() for subject in subjects]
-    found = kept(work, (), things, in_doubt=in_doubt)
+    found = kept(variables, work, things)
     return [hold for hold, subjects in owners.items() if found & set(map(id, subjects))]
 
 

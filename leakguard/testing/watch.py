@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from leakguard.sources.imports import when_imported
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     """Tells the `id()` of those objects that a fixture refers to."""
 
 _SOURCE: Final = "leakguard.sources.sqlalchemy"
+_STAGES: Final = "leakguard.testing.stages"
 
 
 class Part:
@@ -49,10 +51,12 @@ class TestWatch:
 
     def start(self) -> None:
         """Watch from now on, or from when SQLAlchemy is imported."""
-        # Where leakguard's own source is what imports it, that one has to be through first.
+        # Where leakguard itself is what imports it, that has to be through first: its source for
+        # an application, or the stages of a run of tests within this one, or around it.
         self._waits = [
-            when_imported("sqlalchemy", self._start_unless_by_ourselves),
-            when_imported(_SOURCE, self._start),
+            when_imported("sqlalchemy", partial(self._start_unless_importing, _SOURCE, _STAGES)),
+            when_imported(_SOURCE, partial(self._start_unless_importing, _STAGES)),
+            when_imported(_STAGES, self._start),
         ]
 
     def stop(self) -> None:
@@ -121,12 +125,12 @@ class TestWatch:
         """Return what was found when its part had ended, with that one's name, if any."""
         return [] if self._stages is None else self._stages.take_rest()
 
-    def _start_unless_by_ourselves(self) -> None:
-        if _SOURCE not in sys.modules:
+    def _start_unless_importing(self, *modules: str) -> None:
+        if sys.modules.keys().isdisjoint(modules):
             self._start()
 
     def _start(self) -> None:
-        if self._started:  # by the other one of the two
+        if self._started:  # by another one of them
             return
         self._started = True
         from leakguard.testing.stages import Stages  # noqa: PLC0415  (it imports SQLAlchemy)

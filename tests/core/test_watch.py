@@ -294,6 +294,17 @@ def test_a_thread_that_cannot_start_is_tried_again(
     watch.remove_user()
 
 
+def test_a_thread_that_somebody_has_replaced_is_not_waited_for(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a test does that starts none; the next one can."""
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", lambda _: None)
+        assert not watch.drain(PATIENCE)
+        assert not watch.started
+    assert watch.drain(PATIENCE)
+
+
 def test_after_a_fork_it_begins_anew(watch: Watch) -> None:
     """What the child of a fork does first: it has neither the thread nor what was posted."""
     watch.start()

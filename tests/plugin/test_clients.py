@@ -150,6 +150,37 @@ def test_asynchronous_tests_of_anyio(write: Write, run_apart: Run) -> None:
     ended(run_apart("--leakguard=error"), failed=4, passed=2)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_one_task_of_anyio_runs_all_tests_of_a_wider_fixture(
+    write: Write, run_apart: Run, backend: str
+) -> None:
+    """It goes on when they end, and is not who has their connections."""
+    write(
+        "@pytest.fixture(scope='module')\n"
+        f"def anyio_backend(): return '{backend}'\n"
+        "@pytest.fixture(scope='module', autouse=True)\n"
+        "async def leaky(anyio_backend):\n"
+        "    take()\n"
+        "    yield\n"
+        "@pytest.fixture\n"
+        "async def lent(): return Session(engine)\n"
+        "@pytest.mark.anyio\n"
+        "async def test_leaks(): take()\n"
+        "@pytest.mark.anyio\n"
+        "async def test_behaves(): behave()\n"
+        "def test_leaks_what_a_fixture_lent(lent): lent.execute(text('select 1'))\n"
+    )
+    result = run_apart("--leakguard=error")
+    ended(result, passed=1, failed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "leaked: test_suite.py::test_leaks *",
+            "*: test_suite.py::test_leaks_what_a_fixture_lent *",
+            "*leakguard: 2 tests and 1 fixture, 2 distinct leaks*",
+        ],
+    )
+
+
 def test_a_session_that_the_test_lends_is_the_test_s(write: Write, run_apart: Run) -> None:
     """By an override of the dependency: the request has nothing to give back."""
     write(

@@ -131,3 +131,16 @@ def test_inert_it_imports_no_more_than_its_options(
     active = run_apart("--leakguard=error")
     ended(active, failed=1)
     active.stdout.fnmatch_lines(["E*Extra items in the left set*", "E*'leakguard.*'"])
+
+
+def test_a_run_within_a_run_that_is_the_first_to_import_it(
+    pytester: pytest.Pytester, run_apart: Run
+) -> None:
+    """Each of the two begins to watch, and neither in the middle of the other one's import."""
+    pytester.makepyfile(
+        "pytest_plugins = ['pytester']\n"
+        "def test_within(pytester):\n"
+        "    pytester.makepyfile('import sqlalchemy.orm\\ndef test_it(): pass')\n"
+        "    pytester.runpytest_inprocess('--leakguard=error').assert_outcomes(passed=1)\n"
+    )
+    ended(run_apart("--leakguard=error"), passed=1)

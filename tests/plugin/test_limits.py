@@ -67,6 +67,17 @@ def test_what_a_finalizer_of_a_collector_closes(write: Write, run: Run, collecto
     result.stdout.fnmatch_lines(["leaked: test_suite.py::TestIt::test_takes *"])
 
 
+def test_what_a_hook_of_a_conftest_closes(
+    write: Write, run_apart: Run, pytester: pytest.Pytester
+) -> None:
+    """When all tests have run: the test is accused."""
+    pytester.makeconftest("import prelude\ndef pytest_sessionfinish(): prelude.give_back()\n")
+    write("def test_takes(): take()\ndef test_behaves(): behave()\n")
+    result = run_apart("--leakguard=error")
+    ended(result, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["leaked: test_suite.py::test_takes *"])
+
+
 def test_what_a_cleanup_of_a_module_closes(write: Write, run: Run) -> None:
     """As `unittest` has it, and pytest never calls: the test is accused."""
     write(

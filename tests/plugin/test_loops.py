@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import Run, Write
+from tests.plugin.conftest import Run, Write, ended
 
 BACKGROUND = """
 import asyncio, httpx
@@ -95,7 +95,13 @@ def test_a_task_that_does_not_close_it_leaks(run_on_one_loop: Run, test: str) ->
     result = run_on_one_loop(test.format(closes=False))
     result.assert_outcomes(passed=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*leakguard: 1 test, 1 distinct leak*", "*::test_later*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*leakguard: 1 test, 1 distinct leak*",
+            "*::test_later*",
+            "known too late for a test to fail by it: the run fails, with exit code 1",
+        ]
+    )
 
 
 @pytest.mark.parametrize("leak", ["sessions.append(await take())", "await get('/leak')"])
@@ -109,3 +115,40 @@ def test_a_task_that_has_nothing_to_do_with_it_saves_nobody(
     )
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*FAILED* test_suite.py::test_leaks*"])
+
+
+WORKER = """
+@pytest.fixture(scope="session", autouse=True)
+async def worker():
+    queue = asyncio.Queue()
+    task = asyncio.create_task(work(queue))
+    yield queue
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def work(queue):
+    global connection
+    try:
+        while True:
+            done = await queue.get()
+            connection = await asyncio.wait_for(async_engine.connect(), 10)
+            await connection.execute(text("select 1"))
+            done.set_result(None)
+    finally:
+        {}
+
+
+async def test_works(worker):
+    done = asyncio.get_running_loop().create_future()
+    worker.put_nowait(done)
+    await done
+"""
+
+
+def test_a_task_that_has_it_in_a_global_variable(run_on_one_loop: Run) -> None:
+    """Which its code names that is yet to run, as the end of a worker does."""
+    ended(run_on_one_loop(WORKER.format("await connection.close()")), passed=2)
+    result = run_on_one_loop(WORKER.format("print(connection)"))
+    ended(result, passed=2, code=pytest.ExitCode.TESTS_FAILED)
+    result.stdout.fnmatch_lines(["  1 test: test_suite.py::test_works *"])

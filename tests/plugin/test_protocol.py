@@ -163,7 +163,6 @@ def test_leaks(tables): take()
 """
 
 
-@pytest.mark.xfail(reason="what a test has left is forgotten where its own teardown hangs")
 @pytest.mark.parametrize("scope", ["", "(scope='session')"])
 def test_who_interrupts_a_run_that_hangs_has_the_report(
     write: Write, run_apart: Run, scope: str

@@ -226,3 +226,65 @@ def test_a_watch_that_is_paused_sees_nothing(engine: Engine) -> None:
     assert finding.hold.subject is leaked.connection
     forgotten.close()
     leaked.close()
+
+
+def test_what_watches_runs_before_the_first_test(engine: Engine) -> None:
+    """A test may count the threads, or replace them."""
+    stages = Stages()
+    stages.start()
+    assert WATCH.started
+    stages.stop()
+
+
+def test_of_a_run_within_another_one_each_finds_its_own(engine: Engine) -> None:
+    """As where a plugin's own tests run pytest in the same process."""
+    outer, inner = Stages(), Stages()
+    outer.start()
+    inner.start()
+    stage = inner.begin("a test", "test")
+    connection = engine.connect()
+    assert len(inner.end(stage)) == 1
+    inner.stop()
+    assert outer.take_rest() == []
+    outer.stop()
+    connection.close()
+
+
+def test_what_is_parked_keeps_no_other_test_waiting(engine: Engine) -> None:
+    """Though its loop goes on in another thread by then."""
+    stages = Stages()
+    told = stages._told = Waited()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to know when
+    stages.start()
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> asyncio.Task[None]:
+        connection = engine.connect()
+
+        async def clean_up() -> None:
+            await go_on.wait()
+            connection.close()
+
+        task = asyncio.create_task(clean_up())
+        await asyncio.sleep(0)
+        return task
+
+    go_on = asyncio.Event()
+    stage = stages.begin("a test", "test")
+    task = loop.run_until_complete(begin())
+    assert stages.end(stage) == []
+    running = threading.Event()
+    loop.call_soon(running.set)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    assert running.wait(PATIENCE)
+    stage = stages.begin("another test", "test")
+    stage.eventful = True
+    assert stages.end(stage) == []
+    assert not told.awaited.is_set()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(PATIENCE)
+    go_on.set()
+    loop.run_until_complete(task)
+    loop.close()
+    assert stages.take_rest() == []
+    stages.stop()
