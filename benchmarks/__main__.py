@@ -1,7 +1,7 @@
 """Everything, one section after the other: python -m benchmarks.
 
-`--write` makes the tables, the figures and the plot of docs/performance.md anew. It takes about an
-hour, on a machine that does nothing else.
+`--write` makes the tables, the figures and the plot of docs/performance.md anew. It takes about
+half an hour, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks import checkouts, memory, page, pytest_plugin, requests, server,
 from benchmarks.sections import Options, Results, add_arguments, machine, sqlalchemy_of, write_json
 
 SECTIONS: dict[str, tuple[Callable[[Options], Results], int]] = {
-    "requests": (requests.run, 40),
+    "requests": (requests.run, 15),
     "server": (server.run, 20),
     "checkouts": (checkouts.run, 20),
     "memory": (memory.run, 1),
@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few rounds only, to try it out")
     parser.add_argument("--write", action="store_true", help="write docs/performance.*")
     arguments = parser.parse_args()
+    if arguments.quick and arguments.write:
+        parser.error("--quick measures too little to be written: leave out one of the two")
     about = machine()
     if arguments.older is not None:
         about["sqlalchemy of OpenTelemetry"] = sqlalchemy_of(arguments.older)

@@ -9,7 +9,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +56,30 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def machine() -> dict[str, str]:
     """Say what the figures were measured on."""
-    names = ("sqlalchemy", "fastapi", "starlette", "prometheus-client")
     return {
+        "date": datetime.now().astimezone().date().isoformat(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} on {platform.machine()}, {os.cpu_count()} processors",
-        **{name: version(name) for name in names},
+        **{name: version(name) for name in _NAMED if is_installed(name)},
     }
+
+
+_NAMED = (
+    *("sqlalchemy", "fastapi", "starlette", "anyio", "uvicorn", "psycopg", "aiosqlite"),
+    *("prometheus-client", "asgi-correlation-id", "prometheus-fastapi-instrumentator"),
+    *("starlette-exporter", "opentelemetry-sdk", "opentelemetry-instrumentation-fastapi"),
+    *("opentelemetry-instrumentation-sqlalchemy", "sentry-sdk"),
+)
+"""The packages whose versions are told."""
+
+
+def is_installed(name: str) -> bool:
+    """Return whether a package is there."""
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def sqlalchemy_of(python: str) -> str:

@@ -23,7 +23,7 @@ from benchmarks.sections import Options, Results, run_section
 
 WAYS = ("bare", "bare, again", "leakguard, production", "asgi-correlation-id")
 _CONNECTIONS = 16
-"""How many clients there are: more than a server has threads to answer at once."""
+"""How many clients there are, each of which waits for its answer before it asks again."""
 _SECONDS = 1.0
 """How long each server is kept busy in a round."""
 _REQUEST = b"GET /item HTTP/1.1\r\nHost: bench\r\n\r\n"

@@ -219,8 +219,7 @@ class Guard:
         if before is not None:
             scope.before = before
         current_scope.set(scope)
-        tell = self.observers.scope_opened
-        tell(scope)
+        self.observers.scope_opened(scope)
 
     def close_scope(self, scope: Scope) -> None:
         """End `scope` and judge what it did not give back. Never raises.
@@ -248,8 +247,7 @@ class Guard:
                 self._judge.close(scope)
             except Exception as error:  # noqa: BLE001  (the request must not notice)
                 FAULTS.report("leakguard's judge", error, "Please report it.")
-        tell = self.observers.scope_closed
-        tell(scope)
+        self.observers.scope_closed(scope)
 
     def acquired(self, hold: Hold) -> None:
         """Take note of a new hold; its scope, holder and evidence are set."""

@@ -35,8 +35,8 @@ class Observer:
     An observer that raises is logged once and is not called again; the request never notices.
     """
 
-    _asks: Container[str] = ()
-    """The names of the methods that it is not told by, though it has them: it asks instead."""
+    _leakguard_asks: Container[object] = ()
+    """The functions among its methods that it is not told by: it asks instead."""
 
     def scope_opened(self, scope: Scope) -> None:
         """Tell that a request, connection, test or job begins."""
@@ -74,7 +74,8 @@ _OF_CONNECTIONS: Final[set[object]] = set()
 def notes(function: FunctionT) -> FunctionT:
     """Mark a method of an observer of leakguard's own that nobody has to be protected from.
 
-    It never raises and takes no lock, wherever it is called: it writes down what it is told.
+    It writes down what it is told, and never raises. Where it counts that, which takes a lock, it
+    does not do so within the garbage collector.
     """
     _NOTING.add(function)
     return function
@@ -188,8 +189,9 @@ class Observers:
     def _overriding(self, name: str) -> Iterator[tuple[Observer, Tell[Any]]]:
         for observer in self._observers:
             method = getattr(observer, name)
-            overridden = getattr(method, "__func__", None) is not getattr(Observer, name)
-            if overridden and name not in observer._asks:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # of leakguard's own
+            function = getattr(method, "__func__", None)
+            asks = observer._leakguard_asks  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # of leakguard's own
+            if function is not getattr(Observer, name) and function not in asks:
                 yield observer, method
 
     def _disable(self, observer: Observer, error: BaseException) -> None:

@@ -1,10 +1,10 @@
 """The Prometheus observer: what is found, held, waited for and out, as metrics.
 
-The metrics change by what happens, not by what there is when they are scraped, which is what the
-client's multiprocess mode needs. What happens in every request is written down there, and counted a
-moment later with all that happened in the meantime, or when the metrics are scraped: counting at
-once would add half again to what leakguard costs a request. In multiprocess mode it is counted at
-once, because the files that the client writes are all that is left of a process.
+What happens in every request is written down there, and counted a moment later with all that
+happened in the meantime, or when the metrics are scraped: counting at once would add half again to
+what leakguard costs a request. What pools have is asked for at a scrape. In multiprocess mode all
+of it is counted as it happens, because the files that the client writes are all that is left of a
+process.
 """
 
 from __future__ import annotations
@@ -139,17 +139,18 @@ class Counted(Collector):
         self._at_once = is_multiprocess()
         self.much: Final = 1 if self._at_once else _MUCH
         """With so much of a kind it is counted, though nobody asks."""
-        self.asks: Final = () if self._at_once else ("pool_changed",)
-        """What is asked for at a scrape, so that nobody has to tell it in every request."""
+        self.asks_for_pools: Final = not self._at_once
+        """Whether that is done at a scrape, so that nobody has to tell it in every request."""
+        self._told: TallyCounter[tuple[str, ...]] = TallyCounter()
+        """What pools have of which it is told all the same, by the labels of their gauges."""
         self._shown: set[tuple[str, ...]] = set()
         """The labels of the gauges of pools."""
         self._planned = False
         """Whether the watch will count what is written down."""
-        self._lock = RLock()
         _EVERY.add(self)
 
     def count_soon(self, written: int) -> None:
-        """Have it counted, of which there is much; never raises, and waits for nobody."""
+        """Have it counted, of which there is much; never raises."""
         # Where the collector interrupted some code, that may have a lock of the client's.
         if not (COLLECTOR.runs_here() or self._waits_for_watch(written)):
             self._count_now()
@@ -168,20 +169,21 @@ class Counted(Collector):
 
     def count(self) -> None:
         """Count what was written down."""
-        with self._lock:  # two at once would count in parts, and a scrape see one of them
+        with _COUNTING:  # two at once would count in parts, and a scrape see one of them
             self._planned = False  # first: whoever writes something down from now on plans anew
             self._count_scopes()
             self._count_connections()
-            if not self._at_once:
-                self._look_at_pools()
             self._observe_waits()
             self._observe_returns()
 
     def collect(self) -> Iterator[Metric]:
         """Give the metrics, by all that happened until now."""
-        self.count()
-        for metric in self._all:
-            yield from metric.collect()
+        with _COUNTING:  # the watch may be about to count
+            self._count_now()
+            if self.asks_for_pools:
+                self._look_at_pools()
+            families = [family for metric in self._all for family in metric.collect()]
+        yield from families
 
     def describe(self) -> Iterator[Metric]:
         """Give the names of the metrics."""
@@ -190,7 +192,6 @@ class Counted(Collector):
 
     def begin_child(self) -> None:
         """Go on in the child of a fork, in which no other thread of its parent is."""
-        self._lock = RLock()
         self._planned = False
         # Else what is written down is counted in the child's own copy of the metrics, too.
         if self._at_once:
@@ -203,6 +204,10 @@ class Counted(Collector):
 
     def _count_connections(self) -> None:
         for (pool, idle, used, limit), times in tallied(self.changes).items():
+            if self.asks_for_pools:
+                had = {(pool, "idle"): idle, (pool, "used"): used, (pool,): limit}
+                self._told.update({labels: times * number for labels, number in had.items()})
+                continue
             connections = self.metrics.connections
             if idle:
                 connections.labels(pool, "idle").inc(times * idle)
@@ -213,7 +218,7 @@ class Counted(Collector):
 
     def _look_at_pools(self) -> None:
         """Set the gauges by what the pools have now, of the guards that tell this registry."""
-        values: TallyCounter[tuple[str, ...]] = TallyCounter()
+        values = self._told.copy()
         for guard, (pool, idle, used, limit) in pool_states():
             if any(getattr(observer, "_counted", None) is self for observer in guard.observers):
                 values.update({(pool, "idle"): idle, (pool, "used"): used, (pool,): limit})
@@ -265,6 +270,16 @@ def _begin_child() -> None:
 
 in_child(_begin_child)
 
+_COUNTING: Final = RLock()
+"""Held by who counts, in whatever registry. And during a fork: in its child the client's own locks
+would stay taken for ever by a thread that counted in its parent."""
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(
+        before=_COUNTING.acquire,
+        after_in_parent=_COUNTING.release,
+        after_in_child=_COUNTING.release,
+    )
+
 
 def is_multiprocess() -> bool:
     """Return whether the client writes what it counts to files, which it decides at its import."""
@@ -306,7 +321,8 @@ class Prometheus(Observer):
         """
         _check_registry(registry)
         self._counted: Final = _counted_in(registry)
-        self._asks = self._counted.asks
+        # Of one that overrides it, it is told.
+        self._leakguard_asks = {Prometheus.pool_changed} if self._counted.asks_for_pools else ()
         self._unresolved = UnresolvedLeaks(self._count_unresolved)
 
     # What every request does is written down in as few steps as there can be.

@@ -298,8 +298,12 @@ def test_a_thread_that_somebody_has_replaced_is_not_waited_for(
     watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a test does that starts none; the next one can."""
+
+    def start(_: threading.Thread) -> None:
+        """Do nothing."""
+
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", lambda _: None)
+        patched.setattr(threading.Thread, "start", start)
         assert not watch.drain(PATIENCE)
         assert not watch.started
     assert watch.drain(PATIENCE)

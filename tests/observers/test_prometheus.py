@@ -508,6 +508,76 @@ def test_what_another_observer_hands_on_is_counted(metrics: Metrics, driver: Dri
         assert metrics.connections() == (1, 0)
 
 
+def test_what_is_handed_on_adds_to_what_is_told(metrics: Metrics, driver: Driver) -> None:
+    """Of one pool name, by a guard each."""
+
+    class Wrapped(Observer):
+        def pool_changed(self, change: PoolChange) -> None:
+            metrics.observer.pool_changed(change)
+
+    told, handed_on = driver.engine(QueuePool), driver.engine(QueuePool)
+    with (
+        LeakGuard(mode="production", observers=[metrics.observer], engines=[told]),
+        LeakGuard(mode="production", observers=[Wrapped()], engines=[handed_on]),
+    ):
+        first, second = told.connect(), handed_on.connect()
+        assert metrics.connections() == (0, 2)
+        first.close()
+        assert metrics.connections() == (1, 1)
+        second.close()
+        assert metrics.connections() == (2, 0)
+
+
+def test_one_that_derives_from_the_metrics_is_told_of_pools(driver: Driver) -> None:
+    """Though the metrics themselves ask for what pools have."""
+    told: list[PoolChange] = []
+
+    class Mine(Prometheus):
+        def pool_changed(self, change: PoolChange) -> None:
+            told.append(change)
+
+    engine = driver.engine(QueuePool)
+    with LeakGuard(mode="production", observers=[Mine(CollectorRegistry())]):
+        engine.connect().close()
+    assert PoolChange("main", 1, -1, 0) in told
+
+
+@by_and_by
+def test_a_scrape_shows_the_rest_where_counting_fails(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The registry has metrics of others, too."""
+    with LeakGuard(mode="production", observers=[metrics.observer]) as guard, guard.scope("job"):
+        monkeypatch.setattr(written(metrics).metrics, "scopes", None)
+        assert metrics.series() is not None
+    assert "leakguard's metrics raised AttributeError" in caplog.text
+    FAULTS.forget()
+    monkeypatch.undo()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_nobody_counts_during_a_fork() -> None:
+    """In the child the locks of the client would stay taken."""
+    counting, go_on = threading.Event(), threading.Event()
+
+    def count() -> None:
+        with prometheus._COUNTING:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as one that counts
+            counting.set()
+            go_on.wait(PATIENCE)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    assert counting.wait(PATIENCE)
+    threading.Timer(0.05, go_on.set).start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:  # pragma: no cover - in the child
+        os._exit(0 if go_on.is_set() else 1)
+    thread.join(PATIENCE)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @by_and_by
 def test_a_guard_that_goes_leaves_nothing_uncounted(metrics: Metrics, driver: Driver) -> None:
     """It may take the watch along, which would have counted it."""
