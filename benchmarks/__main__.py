@@ -14,12 +14,12 @@ from benchmarks import checkouts, memory, page, pytest_plugin, requests, server,
 from benchmarks.sections import Options, Results, add_arguments, machine, sqlalchemy_of, write_json
 
 SECTIONS: dict[str, tuple[Callable[[Options], Results], int]] = {
-    "requests": (requests.run, 15),
-    "server": (server.run, 20),
+    "requests": (requests.run, 11),
+    "server": (server.run, 12),
     "checkouts": (checkouts.run, 20),
     "memory": (memory.run, 1),
     "storm": (storm.run, 40),
-    "pytest_plugin": (pytest_plugin.run, 15),
+    "pytest_plugin": (pytest_plugin.run, 10),
 }
 """What measures each, and how many rounds."""
 DOCS = Path(__file__).parent.parent / "docs"

@@ -84,4 +84,4 @@ def run(options: Options) -> Results:
 
 
 if __name__ == "__main__":
-    run_section(__doc__, run, rounds=15)
+    run_section(__doc__, run, rounds=10)

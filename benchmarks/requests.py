@@ -92,4 +92,4 @@ def print_table(name: str, compared: dict[str, Compared]) -> None:
 
 
 if __name__ == "__main__":
-    run_section(__doc__, run, rounds=15)
+    run_section(__doc__, run, rounds=11)

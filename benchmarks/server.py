@@ -117,4 +117,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
         serve(*sys.argv[2:])
     else:
-        run_section(__doc__, run, rounds=20)
+        run_section(__doc__, run, rounds=12)

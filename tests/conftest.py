@@ -50,6 +50,7 @@ PLANT_LEAKS = (
     "sources/test_activity.py",
     "sources/test_asgi.py",
     "sources/test_async_pools.py",
+    "sources/test_census.py",
     "sources/test_checkouts.py",
     "sources/test_collector.py",
     "sources/test_engines.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from leakguard.core.facts import to_dict
 from leakguard.core.finding import FindingKind, fingerprint
 from leakguard.core.report import advice
 from leakguard.exceptions import ConnectionLeakWarning
@@ -47,7 +48,7 @@ def identity_of(finding: Finding) -> str:
 def leak_of(finding: Finding, *, known: bool, fails: bool) -> Leak:
     """Write down a finding."""
     site = finding.site
-    facts = finding.to_dict()
+    facts = to_dict(finding)
     return Leak(
         fingerprint=identity_of(finding),
         known=known,

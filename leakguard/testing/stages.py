@@ -22,6 +22,7 @@ from leakguard.core.tasks import runs_elsewhere
 from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from leakguard.sources.starlette import STARLETTE
+from leakguard.testing import describe as _describe  # noqa: F401  # pyright: ignore[reportUnusedImport]  # see below
 from leakguard.testing.keeping import kept
 
 if TYPE_CHECKING:
@@ -308,6 +309,10 @@ def _under_way(stage: Stage) -> bool:
     loops = (None if scope.loop is None else scope.loop() for scope in stage.requests.copy())
     return runs_elsewhere(loop for loop in loops if loop is not None)
 
+
+# What describes a leak is imported above, before there is one: pytest parses each module of a
+# plugin anew, and Python 3.11 may fail at that where the collector runs a finalizer meanwhile, as
+# that of a connection.
 
 # What is around a test, such as a worker of pytest-xdist, is none of its lines.
 mark_boundary(runner.__file__)
