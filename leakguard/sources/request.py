@@ -46,9 +46,7 @@ class RequestScope(Scope):
         method = asgi.get("method")
         self._method: str | None = method if method is None or method in _METHODS else _OTHER_METHOD
         kind = asgi["type"]
-        Scope.__init__(
-            self, guard, self._method or REQUEST_TYPES[kind], kind
-        )  # as `super()`, which takes longer
+        super().__init__(guard, self._method or REQUEST_TYPES[kind], kind)
         self.headers_id = id(asgi.get("headers"))
         """Known of the request it is for: copies of an ASGI scope share their headers."""
         block = allowed_block.get()

@@ -87,7 +87,7 @@ class Ledger:
     def taken(self, entry: int) -> None:
         """Count a connection that goes out."""
         guard = self._guard
-        if guard is None or guard.observers.pool_changed is tell_nobody:  # in production
+        if guard is None or guard.observers.pool_changed is tell_nobody:  # as nearly always
             self._out[entry] = True
             return
         out = self._out.get(entry)
