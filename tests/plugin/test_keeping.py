@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import MetaData, orm
 from sqlalchemy import create_engine as create
-from sqlalchemy import orm
+from starlette.applications import Starlette
 
 from leakguard.testing import keeping
 from leakguard.testing.keeping import kept
@@ -582,3 +583,18 @@ def test_what_is_nearest_is_found_first(monkeypatch: pytest.MonkeyPatch) -> None
     large = [thing] * 50
     assert kept([far, large], (), [thing]) == set()
     assert kept([far, large, thing], (), [thing]) == {id(thing)}
+
+
+def test_an_application_has_what_is_in_its_state() -> None:
+    """Beside that it refers to what tests put into it, and closes none of it."""
+    thing = Thing()
+    app = Starlette()
+    vars(app)["overrides"] = [thing]
+    assert not refers({"app": app}, to=thing)
+    app.state.thing = thing
+    assert refers({"app": app}, to=thing)
+
+
+def test_a_schema_has_nothing() -> None:
+    thing = Thing()
+    assert not refers([MetaData(info={"thing": thing})], to=thing)
