@@ -124,10 +124,9 @@ class CallSite:
         )
 
     def __hash__(self) -> int:
+        # Not the code object, of which Python hashes the whole each time.
         code, offset = self._raw[0]
-        return hash(
-            (offset, code.co_filename)
-        )  # Python hashes the whole of a code object each time
+        return hash((offset, code.co_filename))
 
 
 def capture(

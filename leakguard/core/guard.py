@@ -353,8 +353,7 @@ class Guard:
             self._judge.stop_waiting(hold)
         if self._unresolved and hold in self._unresolved:
             self._resolve(hold)
-        tell = self.observers.released
-        tell(hold)
+        self.observers.released(hold)
 
     def collected(self, hold: Hold) -> None:
         """Take note that the garbage collector took what nobody had closed.

@@ -103,8 +103,8 @@ class Waits:
                 under_way.pop(number, None)
             hold = out.get(id(proxy))
             if hold is not None:
-                tell = hold.guard.observers.waited
-                tell(new_tuple(Wait, (hold.pool, monotonic() - began, False)))
+                wait = new_tuple(Wait, (hold.pool, monotonic() - began, False))
+                hold.guard.observers.waited(wait)
             return proxy
 
         return connect
