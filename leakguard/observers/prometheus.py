@@ -156,7 +156,7 @@ class Counted(Collector):
             self._count_now()
         elif not self._planned:
             self._planned = True
-            WATCH.post(self.count)
+            WATCH.post(self._count_now)
 
     def _waits_for_watch(self, written: int) -> bool:
         return not self._at_once and WATCH.started and written < _TOO_MUCH
@@ -273,12 +273,21 @@ in_child(_begin_child)
 _COUNTING: Final = RLock()
 """Held by who counts, in whatever registry. And during a fork: in its child the client's own locks
 would stay taken for ever by a thread that counted in its parent."""
+
+
+def _begin_fork() -> None:
+    # In this order, in which a guard takes them that is uninstalled and has something counted.
+    LOCK.acquire()
+    _COUNTING.acquire()
+
+
+def _end_fork() -> None:
+    _COUNTING.release()
+    LOCK.release()
+
+
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(
-        before=_COUNTING.acquire,
-        after_in_parent=_COUNTING.release,
-        after_in_child=_COUNTING.release,
-    )
+    os.register_at_fork(before=_begin_fork, after_in_parent=_end_fork, after_in_child=_end_fork)
 
 
 def is_multiprocess() -> bool:

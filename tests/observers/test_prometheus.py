@@ -49,6 +49,7 @@ from leakguard import (
     metrics_app,
 )
 from leakguard.core.faults import FAULTS
+from leakguard.core.lock import LOCK
 from leakguard.core.pool import HOLD_BUCKETS
 from leakguard.core.process import observe_everywhere, observe_no_more
 from leakguard.core.watch import WATCH
@@ -576,6 +577,41 @@ def test_nobody_counts_during_a_fork() -> None:
         os._exit(0 if go_on.is_set() else 1)
     thread.join(PATIENCE)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_fork_waits_for_locks_in_the_order_of_a_guard_that_goes() -> None:
+    """Which has its last changes counted under the lock of the process: else both wait for ever."""
+    held = threading.Event()
+    counted: list[bool] = []
+
+    def uninstall() -> None:
+        with LOCK:
+            held.set()
+            wants.wait(PATIENCE)
+            counted.append(prometheus._COUNTING.acquire(timeout=0))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as one that counts
+            if counted[0]:
+                prometheus._COUNTING.release()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+    class Asked:
+        """The lock of the process, which tells that somebody wants it."""
+
+        def acquire(self) -> None:
+            wants.set()
+            LOCK.acquire()
+
+        def release(self) -> None:
+            LOCK.release()
+
+    wants = threading.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prometheus, "LOCK", Asked())
+        thread = threading.Thread(target=uninstall)
+        thread.start()
+        assert held.wait(PATIENCE)
+        prometheus._begin_fork()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        prometheus._end_fork()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    thread.join(PATIENCE)
+    assert counted == [True]
 
 
 @by_and_by
