@@ -24,7 +24,7 @@ from types import (
     ModuleType,
     TracebackType,
 )
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
@@ -78,7 +78,7 @@ def _referents(one: Any, *, tears_down: bool) -> Iterator[tuple[object, bool]]: 
         yield one.__func__, tears_down
         yield variables, False
     elif any(base.__module__ in _ROUTES for base in type(one).__mro__):
-        yield getattr(one, "state", None), False
+        yield cast("dict[str, object]", vars(one)).get("state"), False
     elif not (_is_a(one, *_PASSED_OVER) or _is_of_runner(one) or _is_of_schema(one)):
         on_the_way = tears_down and _is_a(one, *_BETWEEN)
         for referent in gc.get_referents(one):
