@@ -43,7 +43,7 @@ from leakguard.core.clock import monotonic
 from leakguard.core.diagnosis import Case, diagnose
 from leakguard.core.settings import Mode, Options, build_settings
 from leakguard.observers.opentelemetry import OpenTelemetry
-from leakguard.observers.prometheus import Metrics
+from leakguard.observers.prometheus.metrics import Metrics
 from leakguard.testing.describe import leak_of
 from leakguard.testing.fixture import LeakGuardFixture
 from leakguard.testing.leaks import Leaks

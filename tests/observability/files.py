@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from leakguard.observers.prometheus import Metrics
+from leakguard.observers.prometheus.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "observability"

@@ -1,4 +1,4 @@
-"""The Prometheus observer: what is found, held, waited for and out, as metrics.
+"""Counting: from what an observer is told to the values of the metrics.
 
 What happens in every request is written down there, and counted a moment later with all that
 happened in the meantime, or when the metrics are scraped: counting at once would add half again to
@@ -10,27 +10,16 @@ process.
 from __future__ import annotations
 
 import os
-import re
 import weakref
 from bisect import bisect_left
 from collections import Counter as TallyCounter
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import prometheus_client
-from prometheus_client import (
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    multiprocess,
-    values,
-)
+from prometheus_client import CollectorRegistry, values
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -39,86 +28,19 @@ from leakguard.core.collector import COLLECTOR
 from leakguard.core.faults import FAULTS
 from leakguard.core.fork import in_child
 from leakguard.core.lock import LOCK
-from leakguard.core.observer import Observer, notes, of_connections
-from leakguard.core.pool import HOLD_BUCKETS, WAIT_BUCKETS, pool_states
-from leakguard.core.unresolved import UnresolvedLeaks
+from leakguard.core.pool import pool_states
 from leakguard.core.watch import WATCH
 from leakguard.exceptions import SettingsError
+from leakguard.observers.prometheus.metrics import Metrics, route_label
 
 if TYPE_CHECKING:
-    from leakguard.core.finding import Finding
-    from leakguard.core.guard import Guard
-    from leakguard.core.hold import Hold
     from leakguard.core.pool import PoolChange, Wait
     from leakguard.core.scope import Scope
 
-AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 T = TypeVar("T")
 
-_client: Final[Any] = prometheus_client
-_multiprocess: Final[Any] = multiprocess
 _values: Final[Any] = values
-"""Like some of the client, these have no full types."""
-_NONE: Final = "none"
-"""The label where there is no request, no method or no pool."""
-
-
-class Metrics:
-    """The metrics of one registry."""
-
-    def __init__(self) -> None:
-        self.findings = Counter(
-            "leakguard_findings_total",
-            "Findings, by the route of the request that they belong to.",
-            ("kind", "method", "route", "pool"),
-            registry=None,
-        )
-        self.unresolved = _gauge(
-            "leakguard_unresolved_leaks",
-            "Connections that were reported as leaked and have not come back.",
-            "pool",
-        )
-        self.held = Histogram(
-            "leakguard_connection_hold_seconds",
-            "Time from checkout to return, by the route of the request.",
-            ("route", "pool"),
-            registry=None,
-            buckets=HOLD_BUCKETS,
-        )
-        self.scopes = _gauge(
-            "leakguard_open_scopes",
-            "Requests, connections and jobs that have begun and not ended.",
-            "type",
-        )
-        self.connections = _gauge(
-            "db_client_connection_count",
-            "Connections of the pool: in it (idle) and out of it (used).",
-            "pool",
-            "state",
-        )
-        self.limit = _gauge(
-            "db_client_connection_max",
-            "Connections that the pool may have out at once.",
-            "pool",
-        )
-        self.waits = Histogram(
-            "db_client_connection_wait_time_seconds",
-            "Time from the request for a connection until there was one, or the pool gave up.",
-            ("pool",),
-            registry=None,
-            buckets=WAIT_BUCKETS,
-        )
-        self.timeouts = Counter(
-            "db_client_connection_timeouts_total",
-            "Checkouts that got an error, because the pool had no connection in time.",
-            ("pool",),
-            registry=None,
-        )
-
-
-def _gauge(name: str, documentation: str, *labels: str) -> Gauge:
-    """Make a gauge; in multiprocess mode it is the sum over the processes that are alive."""
-    return Gauge(name, documentation, labels, registry=None, multiprocess_mode="livesum")
+"""It has no full types."""
 
 
 class Counted(Collector):
@@ -244,7 +166,7 @@ class Counted(Collector):
             scope, pool, held_for = back
             known = scope is None or scope.closed_at is not None or scope.route_known
             if known or len(self._unrouted) >= _TOO_MUCH:
-                seconds[_route(scope), pool].append(held_for)
+                seconds[route_label(scope), pool].append(held_for)
             else:
                 self._unrouted.append(back)
         for labels, held in seconds.items():
@@ -316,95 +238,13 @@ def observe_all(histogram: Any, amounts: Iterable[float]) -> None:  # noqa: ANN4
         histogram._buckets[bucket].inc(times)  # noqa: SLF001  (no public way; tested)
 
 
-class Prometheus(Observer):
-    """Counts in a registry of the official client library; the default one if none is given.
+def counted_in(registry: CollectorRegistry) -> Counted:
+    """Return what a registry has of leakguard's, which is made once.
 
-    Any number of observers may share a registry: its metrics are made once.
+    Raises `SettingsError` for anything else than a registry, and where it has other metrics of
+    these names.
     """
-
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        """Take the registry.
-
-        Raises `SettingsError` for anything else, and where the registry has metrics of one of
-        these names already that are not leakguard's.
-        """
-        _check_registry(registry)
-        self._counted: Final = _counted_in(registry)
-        # Of one that overrides it, it is told.
-        self._leakguard_asks = {Prometheus.pool_changed} if self._counted.asks_for_pools else ()
-        self._unresolved = UnresolvedLeaks(self._count_unresolved)
-
-    # What every request does is written down in as few steps as there can be.
-
-    @notes
-    def scope_opened(self, scope: Scope) -> None:
-        """Count it as open."""
-        counted = self._counted
-        counted.scopes.append((scope.type, 1))
-        if len(counted.scopes) >= counted.much:
-            counted.count_soon(len(counted.scopes))
-
-    @notes
-    def scope_closed(self, scope: Scope) -> None:
-        """Count it as open no more."""
-        counted = self._counted
-        counted.scopes.append((scope.type, -1))
-        if len(counted.scopes) >= counted.much:
-            counted.count_soon(len(counted.scopes))
-
-    @notes
-    @of_connections
-    def released(self, hold: Hold) -> None:
-        """Observe how long the connection was out."""
-        ended = hold.released_monotonic
-        # One that is handed over to another guard is released there.
-        if hold.resource == "connection" and ended is not None:
-            counted = self._counted
-            counted.returns.append((hold.scope, hold.pool, ended - hold.acquired_monotonic))
-            if len(counted.returns) >= counted.much:
-                counted.count_soon(len(counted.returns))
-
-    def found(self, finding: Finding) -> None:
-        """Count it, and a leak as unresolved, too."""
-        scope = finding.scope
-        method = None if scope is None else scope.method
-        labels = (finding.kind.value, method or _NONE, _route(scope), finding.pool or _NONE)
-        self._counted.metrics.findings.labels(*labels).inc()
-        self._unresolved.found(finding)
-
-    def resolved(self, finding: Finding) -> None:
-        """Count the leak as unresolved no more."""
-        self._unresolved.resolved(finding)
-
-    def uninstalled(self, guard: Guard) -> None:
-        """Follow its leaks no more."""
-        self._unresolved.forget(guard)
-        self._counted.count()  # who would do it later may go with the guard
-
-    @notes
-    def pool_changed(self, change: PoolChange) -> None:
-        """Count the connections in the pool and out of it.
-
-        Called in multiprocess mode, and by observers that hand on what they are told.
-        """
-        counted = self._counted
-        counted.changes.append(change)
-        if len(counted.changes) >= counted.much:
-            counted.count_soon(len(counted.changes))
-
-    @notes
-    def waited(self, wait: Wait) -> None:
-        """Observe how long a checkout took, or count that it timed out."""
-        counted = self._counted
-        counted.waits.append(wait)
-        if len(counted.waits) >= counted.much:
-            counted.count_soon(len(counted.waits))
-
-    def _count_unresolved(self, finding: Finding, change: int) -> None:
-        self._counted.metrics.unresolved.labels(finding.pool or _NONE).inc(change)
-
-
-def _counted_in(registry: CollectorRegistry) -> Counted:
+    check_registry(registry)
     with LOCK:  # two at once would register the same metrics twice
         counted = _COUNTED.get(registry)
         if counted is None:
@@ -421,68 +261,8 @@ def _counted_in(registry: CollectorRegistry) -> Counted:
         return counted
 
 
-def _check_registry(registry: object) -> None:
+def check_registry(registry: object) -> None:
+    """Raise `SettingsError` for anything else."""
     if not isinstance(registry, CollectorRegistry):
         allowed = "must be a prometheus_client.CollectorRegistry"
         raise SettingsError("registry", registry, allowed)
-
-
-def _route(scope: Scope | None) -> str:
-    return _NONE if scope is None else scope.route or _NONE
-
-
-def metrics_app(registry: CollectorRegistry = REGISTRY) -> AsgiApp:
-    """Make an ASGI application that shows the metrics, to be mounted at `/metrics`.
-
-    It shows those of `registry`. In the client's multiprocess mode it shows those of all
-    processes, whichever of them answers, and gauges without the processes that have ended.
-
-    Raises `SettingsError` for a bad registry, and where `PROMETHEUS_MULTIPROC_DIR` names no
-    directory, or was set after the client was imported.
-    """
-    _check_registry(registry)
-    folder = os.environ.get(_FOLDER_VARIABLE)
-    if not folder:
-        return _app_of(registry)
-    if not Path(folder).is_dir():
-        raise SettingsError(_FOLDER_VARIABLE, folder, "must be a directory that exists")
-    if not is_multiprocess():  # nothing would be counted there, and nothing shown
-        allowed = "must be set before prometheus_client is imported"
-        raise SettingsError(_FOLDER_VARIABLE, folder, allowed)
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  (ASGI's)
-        _forget_ended_processes(Path(folder))
-        every = CollectorRegistry()
-        _multiprocess.MultiProcessCollector(every, folder)
-        await _app_of(every)(scope, receive, send)
-
-    return app
-
-
-def _app_of(registry: CollectorRegistry) -> AsgiApp:
-    app: AsgiApp = _client.make_asgi_app(registry)
-    return app
-
-
-_FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable that turns the client's multiprocess mode on."""
-_LIVE_FILE: Final = re.compile(r"gauge_live[a-z]*_(\d+)\.db")
-
-
-def _forget_ended_processes(folder: Path) -> None:
-    """Take the gauges of a process away that was killed, so that nobody could do it then."""
-    found = map(_LIVE_FILE.fullmatch, os.listdir(folder))
-    for process in {int(match[1]) for match in found if match is not None}:
-        if not _is_alive(process):
-            with suppress(FileNotFoundError):  # another process does the same
-                _multiprocess.mark_process_dead(process, str(folder))
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
