@@ -454,7 +454,7 @@ def test_a_fault_of_ours_does_not_reach_the_caller(
     checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to break it
     static = create_engine("sqlite://", poolclass=StaticPool)
     with guard.scope("job"), static.connect(), static.connect():
-        monkeypatch.setattr(checkouts, "_facts_of", fail)
+        monkeypatch.setattr(checkouts.pools, "facts_of", fail)
         monkeypatch.setattr(checkouts, "_handled_by_caller", fail)
         for _ in range(2):
             with engine.connect() as connection:
@@ -508,7 +508,7 @@ def test_faults_of_ours_in_statements_and_returns_reach_nobody(
         raise RuntimeError("a fault")
 
     with engine.connect() as connection:
-        monkeypatch.setattr("leakguard.sources.sqlalchemy.checkouts.begin_execution", fail)
+        monkeypatch.setattr("leakguard.sources.sqlalchemy.statements.begin_execution", fail)
         monkeypatch.setattr(core_of(guard), "came_back", fail)
         assert connection.execute(text("SELECT 1")).scalar() == 1
     assert "Connections in pool: 1" in engine.pool.status()
@@ -516,8 +516,8 @@ def test_faults_of_ours_in_statements_and_returns_reach_nobody(
 
 def test_a_statement_without_a_context_is_sqlalchemy_s_own(guard: LeakGuard) -> None:
     """There is no connection that it could be noted for."""
-    checkouts = SQLALCHEMY._checkouts  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the listener
-    checkouts._on_statement(None, "SELECT 1", None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as SQLAlchemy calls it
+    statements = SQLALCHEMY._statements  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the listener
+    statements._on_statement(None, "SELECT 1", None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as SQLAlchemy calls it
     assert guard.open_holds() == ()
 
 

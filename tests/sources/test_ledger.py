@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool, St
 
 from leakguard import LeakGuard, Observer, PoolChange, Wait
 from leakguard.sources.sqlalchemy import SQLALCHEMY
-from leakguard.sources.sqlalchemy.checkouts import Checkouts
+from leakguard.sources.sqlalchemy.known_pools import KnownPools
 from leakguard.sources.sqlalchemy.ledger import Ledger
 from leakguard.sources.sqlalchemy.pools import idle_entries
 from tests.support import core_of, drain_watch
@@ -90,7 +90,7 @@ def test_what_is_closed_before_anybody_looked(engine: Engine, totals: Totals) ->
 
 def test_a_pool_that_has_the_number_of_one_that_is_gone(engine: Engine, totals: Totals) -> None:
     """It is another pool."""
-    pools: Any = SQLALCHEMY._checkouts._pools  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to exchange them
+    pools: Any = SQLALCHEMY._checkouts.pools.by_number  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to exchange them
     with LeakGuard(mode="production", observers=[totals]):
         engine.connect().close()
         old = engine.pool
@@ -104,8 +104,8 @@ def test_two_threads_that_see_a_pool_first(
     engine: Engine, totals: Totals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one of them has found out counts, and is told once."""
-    facts_of: Any = SQLALCHEMY._checkouts._facts_of  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to be there first
-    name = "leakguard.sources.sqlalchemy.checkouts.idle_entries"
+    facts_of: Any = SQLALCHEMY._checkouts.pools.facts_of  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to be there first
+    name = "leakguard.sources.sqlalchemy.known_pools.idle_entries"
 
     def come_first(pool: Any) -> list[int]:
         monkeypatch.setattr(name, idle_entries)
@@ -135,7 +135,7 @@ def test_the_child_of_a_fork_counts_nothing_of_its_parent_s(engine: Engine, tota
         (Ledger, "taken"),
         (Ledger, "returned"),
         (Ledger, "gone"),
-        (Checkouts, "_facts_of"),
+        (KnownPools, "facts_of"),
     ],
 )
 def test_a_fault_of_ours_reaches_nobody(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
     from leakguard.core.callsite import CallSite
+    from leakguard.core.hold import Hold
     from leakguard.core.stacks import Stack
     from leakguard.core.workers import Workers
 
@@ -109,6 +110,32 @@ class Checkout(ConnectionHold):
             return True
         proxy = self.ref()
         return proxy is not None and is_active(proxy.driver_connection)
+
+    def note_beside(self, connections: dict[Hold, None]) -> None:
+        """Note another one of its pool among `connections`, which its scope has out already."""
+        other = self._beside(connections)
+        if other is not None:
+            self.nested = True
+            self.already_held_at = other.site
+
+    def _beside(self, connections: dict[Hold, None]) -> Hold | None:
+        # Of one that is shared they are one and the same.
+        if self.facts.shares or not self.facts.waits:
+            return None
+        try:  # not in a copy: the first one is one of them, however many there are
+            return next((other for other in connections if self._is_beside(other)), None)
+        except RuntimeError:  # another thread took one, or gave one back
+            others = connections.copy()
+            return next((other for other in others if self._is_beside(other)), None)
+
+    def _is_beside(self, other: Hold) -> bool:
+        return (
+            isinstance(other, Checkout)
+            and other is not self
+            and other.facts is self.facts
+            and other.detached_id is None
+            and other.open
+        )
 
     def note_stream(self, stream: Stream) -> None:
         """Keep it while its rows may be read: the database waits for that."""

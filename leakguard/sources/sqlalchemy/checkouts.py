@@ -10,42 +10,33 @@ import sys
 import weakref
 from functools import partial
 from sys import modules
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool, PoolProxiedConnection, StaticPool, _ConnectionFairy  # pyright: ignore[reportPrivateUsage]  # no public name; tested
 
 from leakguard.core.callsite import locate
 from leakguard.core.holder import current_holder
 from leakguard.core.lifespan import in_lifespan
-from leakguard.core.pool import PoolState
 from leakguard.core.scope import current_scope
 from leakguard.core.tasks import running_loop
 from leakguard.core.watch import WATCH
 from leakguard.sources.patch import Patch, Placement
-from leakguard.sources.sqlalchemy.activity import STREAMING, Stream, begin_execution
 from leakguard.sources.sqlalchemy.checkout import Checkout
 from leakguard.sources.sqlalchemy.frames import checkout_frame
 from leakguard.sources.sqlalchemy.greenlets import parent_stacks
 from leakguard.sources.sqlalchemy.guards import Guards
+from leakguard.sources.sqlalchemy.known_pools import KnownPools
 from leakguard.sources.sqlalchemy.listeners import Listener, report_fault
-from leakguard.sources.sqlalchemy.pools import (
-    PoolFacts,
-    at_work,
-    idle_entries,
-    pool_facts,
-    pool_of,
-)
+from leakguard.sources.sqlalchemy.pools import PoolFacts, at_work, pool_of
 from leakguard.sources.tracing import TRACING, note_span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
     from leakguard.core.guard import Guard
-    from leakguard.core.hold import Hold
     from leakguard.core.scope import Scope
 
 
@@ -67,7 +58,8 @@ class Checkouts:
         """Every connection that is out of its pool, by the `id()` of its proxy."""
         self._by_record: dict[int, Checkout] = {}
         self._detached: dict[int, tuple[Checkout, ...]] = {}
-        self._pools: dict[int, PoolFacts] = {}
+        self.pools = KnownPools(guards, self.out)
+        self._facts = self.pools.by_number  # what nearly every checkout finds there
         self.taken_again = Patch(
             _ConnectionFairy, "_checkout_existing", self._wrap_checkout_existing
         )
@@ -82,20 +74,13 @@ class Checkouts:
             (StaticPool, "reset", self._on_static_reset),
             (StaticPool, "invalidate", self._on_static_invalidate),
         )
-        # Not before_cursor_execute: an engine with a listener to that joins its listeners anew
-        # for every connection, which costs more than all the rest of leakguard together.
-        self.statement_listeners: tuple[Listener, ...] = (
-            (Engine, "do_execute", self._on_statement),
-            (Engine, "do_executemany", self._on_statement),
-            (Engine, "do_execute_no_params", self._on_statement),
-        )
 
     def attribution_of(self, pool: Pool) -> Attribution | None:
         """Return whose a checkout is that the pool has yet to give."""
         guard, scope = self._guards.guard_for(current_scope.get(), pool)
         if guard is None:
             return None
-        return Attribution(guard, scope, self._facts_of(pool, guard).name)
+        return Attribution(guard, scope, self.pools.facts_of(pool, guard).name)
 
     def of_pool(self, pool: Pool) -> list[Checkout]:
         """List the connections of a pool that are out of it, whatever guard watches them."""
@@ -103,31 +88,9 @@ class Checkouts:
         of_pool = [hold for hold in checkouts if hold.facts.ref() is pool]
         return [hold for hold in of_pool if hold.detached_id is None and hold.open]
 
-    def pool_states(self) -> Iterator[PoolState]:
-        """Say what is in the pools and out of them, of each that a guard counts."""
-        for facts in list(self._pools.copy().values()):
-            guard = facts.ledger.guard
-            if guard is not None:
-                yield PoolState(guard, facts.ledger.all())
-
-    def share_out(self) -> None:
-        """Tell a guard of every pool that it watches and of which nobody is told."""
-        for facts in list(self._pools.copy().values()):
-            pool = facts.ref()
-            if pool is not None and facts.ledger.guard is None:
-                guard, _ = self._guards.guard_for(None, pool)
-                if guard is not None:
-                    facts.ledger.join(guard)
-
     def forget(self, guard: Guard) -> None:
         """Follow what belongs to `guard` no more."""
-        for facts in list(self._pools.copy().values()):
-            if facts.ledger.guard is guard:
-                facts.ledger.end()
-        if self._guards:
-            self.share_out()
-        else:  # whatever happens from now on is not heard
-            self.forget_pools()
+        self.pools.forget(guard)
         for holds in (self.out, self._by_record):
             for key, hold in holds.copy().items():
                 if hold.guard is guard:
@@ -140,13 +103,7 @@ class Checkouts:
         """Know nothing of what was out at a fork: this is its child."""
         for known in (self.out, self._by_record, self._detached):
             known.clear()
-        self.forget_pools()
-
-    def forget_pools(self) -> None:
-        """Count what pools have from nothing, and tell nobody what becomes of what was counted."""
-        for facts in self._pools.values():
-            facts.ledger.forget()
-        self._pools.clear()
+        self.pools.forget_all()
 
     # --- listeners --------------------------------------------------------------------------------
 
@@ -155,7 +112,7 @@ class Checkouts:
         try:
             pool = pool_of(record)
             guard, _ = self._guards.guard_for(current_scope.get(), pool)
-            self._facts_of(pool, guard)
+            self.pools.facts_of(pool, guard)
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
             report_fault(error)
 
@@ -165,7 +122,7 @@ class Checkouts:
         record: ConnectionPoolEntry,
     ) -> None:
         try:
-            facts = self._known_facts(record)
+            facts = self.pools.of_entry(record)
             if facts is not None:
                 facts.ledger.gone(id(record))
         except Exception as error:  # noqa: BLE001  (the caller must not notice)
@@ -205,7 +162,7 @@ class Checkouts:
         number = id(record)
         hold = self._by_record.pop(number, None)
         try:
-            facts = self._known_facts(record) if hold is None else hold.facts
+            facts = self.pools.of_entry(record) if hold is None else hold.facts
             # Invalidated, it has no connection; of a shared one the event tells nothing.
             if facts is not None and not facts.shares and dbapi_connection is not None:
                 facts.ledger.returned(number)
@@ -217,7 +174,7 @@ class Checkouts:
 
     def _on_detach(self, dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         try:
-            facts = self._known_facts(record)
+            facts = self.pools.of_entry(record)
             if facts is not None:
                 facts.ledger.gone(id(record))
             hold = self._by_record.pop(id(record), None) or self._handled_by_caller()
@@ -300,30 +257,6 @@ class Checkouts:
         for hold in self._of_shared(id(record)):
             self._came_back(hold)
 
-    def _on_statement(self, cursor: object, statement: str, *arguments: Any) -> None:  # noqa: ARG002, ANN401  (the events' signatures)
-        """A statement begins; its parameters, among the arguments, are never looked at."""
-        context = arguments[-1]
-        if context is None:  # SQLAlchemy's own, not made through a `Connection`
-            return
-        try:
-            hold = self.out.get(id(context.root_connection._dbapi_connection))  # noqa: SLF001  (no public way; tested)
-            if hold is None or not hold.guard.follows_statements:
-                return
-            hold.execution = begin_execution(sys._getframe(1))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-            hold.used_monotonic = hold.execution.began
-            # SQLite has no cursors of the server's: its rows are always computed as they are read.
-            if context._is_server_side or (  # noqa: SLF001  (no public way; tested)
-                hold.facts.is_sqlite and not STREAMING.isdisjoint(context.execution_options)
-            ):
-                hold.note_stream(Stream(context))
-            if hold.guard.settings.statements:
-                long = len(statement) > _STATEMENT_LIMIT
-                hold.statement_text = f"{statement[:_STATEMENT_LIMIT]}…" if long else statement
-                if hold.scope is not None and hold.scope.event_log is not None:
-                    hold.scope.event_log.add("statement executed")
-        except Exception as error:  # noqa: BLE001  (the caller must not notice)
-            report_fault(error)
-
     # --- out and back -----------------------------------------------------------------------------
 
     def _checked_out(
@@ -334,9 +267,9 @@ class Checkouts:
         guard: Guard,
         scope: Scope | None,
     ) -> None:
-        facts = self._pools.get(id(pool))
+        facts = self._facts.get(id(pool))
         if facts is None or facts.engine is None or facts.ref() is not pool:
-            facts = self._facts_of(pool, guard)
+            facts = self.pools.facts_of(pool, guard)
         frame, by_connection = checkout_frame()
         opener = None if scope is None else scope.opener
         site, nearest = locate(frame, guard.settings.frames, parent_stacks, opener)
@@ -355,7 +288,7 @@ class Checkouts:
                 note_span(scope)
             hold.holder = current_holder(scope, nearest)
             if scope.open_connections:
-                _note_beside(hold, scope.open_connections)
+                hold.note_beside(scope.open_connections)
             hold.sync_in_async = not facts.is_async and running_loop() is not None
         self.out[number] = hold
         if facts.shares:  # the record does not tell which of them is meant
@@ -371,36 +304,7 @@ class Checkouts:
         hold.holder = current_holder(scope)
         hold.nested = False
         hold.already_held_at = None
-        _note_beside(hold, scope.open_connections)
-
-    def _facts_of(self, pool: Pool, guard: Guard | None) -> PoolFacts:
-        known = self._pools.get(id(pool))
-        frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
-        if known is not None and known.ref() is pool:
-            if known.engine is None:  # it was used without, as for a warm-up
-                known.look_for_engine(frame)
-            return known
-        if known is not None:
-            self._pools.pop(id(pool), None)
-        idle = idle_entries(pool)
-        facts = pool_facts(pool, frame, self.out, idle, guard)
-        # Where two threads come at once, one of them has found out the facts that count.
-        first = self._pools.setdefault(id(pool), facts)
-        if first is facts:
-            facts.ledger.begin(len(idle))
-            weakref.finalize(pool, self._pool_gone, id(pool), facts).atexit = False
-        return first
-
-    def _pool_gone(self, number: int, facts: PoolFacts) -> None:
-        """Run as a finalizer."""
-        if self._pools.get(number) is facts:
-            self._pools.pop(number, None)
-        WATCH.post(facts.ledger.end)
-
-    def _known_facts(self, record: ConnectionPoolEntry) -> PoolFacts | None:
-        pool = pool_of(record)
-        facts = self._pools.get(id(pool))
-        return None if facts is None or facts.ref() is not pool else facts
+        hold.note_beside(scope.open_connections)
 
     def _recount_shared(self, facts: PoolFacts) -> None:
         """Run by the watch, where nobody else recounts at the same time."""
@@ -459,39 +363,5 @@ class Checkouts:
             hold.guard.collected(hold)
 
 
-_STATEMENT_LIMIT: Final = 4000
-"""How many characters of a statement are kept; one with many values in it may have millions."""
-
-
 def _nothing() -> None:
     """Stand for a reference to a proxy that has nothing any more."""
-
-
-def _note_beside(hold: Checkout, connections: dict[Hold, None]) -> None:
-    """Note another connection that the scope had when it took this one."""
-    other = _beside(hold, connections)
-    if other is not None:
-        hold.nested = True
-        hold.already_held_at = other.site
-
-
-def _beside(hold: Checkout, connections: dict[Hold, None]) -> Hold | None:
-    """Find another connection of the same pool that is out."""
-    # Of one that is shared they are one and the same.
-    if hold.facts.shares or not hold.facts.waits:
-        return None
-    try:  # not in a copy: the first one is one of them, however many there are
-        return next((other for other in connections if _is_beside(other, hold)), None)
-    except RuntimeError:  # another thread took one, or gave one back
-        others = connections.copy()
-        return next((other for other in others if _is_beside(other, hold)), None)
-
-
-def _is_beside(other: Hold, hold: Checkout) -> bool:
-    return (
-        isinstance(other, Checkout)
-        and other is not hold
-        and other.facts is hold.facts
-        and other.detached_id is None
-        and other.open
-    )

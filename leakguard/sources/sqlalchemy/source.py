@@ -14,6 +14,7 @@ from leakguard.sources.sqlalchemy.checkouts import Checkouts
 from leakguard.sources.sqlalchemy.guards import Guards
 from leakguard.sources.sqlalchemy.listeners import Listener
 from leakguard.sources.sqlalchemy.sessions import Sessions
+from leakguard.sources.sqlalchemy.statements import Statements
 from leakguard.sources.sqlalchemy.waits import Waits
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class SQLAlchemySource:
         self._guards = Guards()
         self._checkouts = Checkouts(self._guards)
         self._sessions = Sessions(self._guards, self._checkouts)
+        self._statements = Statements(self._checkouts.out)
         self._in_place = False
         self._waits = Waits(self._checkouts)
         self._follows_statements = False
@@ -39,7 +41,7 @@ class SQLAlchemySource:
 
     def pool_states(self) -> Iterable[PoolState]:
         """Say what the pools have that an installed guard counts."""
-        return self._checkouts.pool_states()
+        return self._checkouts.pools.states()
 
     @property
     def guards(self) -> tuple[Guard, ...]:
@@ -55,7 +57,7 @@ class SQLAlchemySource:
             self._waits.place()
             self._checkouts.taken_again.place()
         self._guards.add(guard)
-        self._checkouts.share_out()
+        self._checkouts.pools.share_out()
         self._follow_statements()
 
     def detach(self, guard: Guard) -> None:
@@ -98,9 +100,9 @@ class SQLAlchemySource:
         self._follows_statements = wanted
         if wanted:
             self._had_events = Dialect._has_events  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
-            _listen(self._checkouts.statement_listeners)
+            _listen(self._statements.listeners)
         else:
-            _ignore(self._checkouts.statement_listeners)
+            _ignore(self._statements.listeners)
             # Listening sets this flag for good, and costs every statement of the process a bit.
             if not self._had_events and not _someone_listens_to_dialects():
                 Dialect._has_events = False  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no public way; tested
