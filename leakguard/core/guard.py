@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Self
 
+from leakguard.core.announcer import Announcer
 from leakguard.core.block import ScopeBlock
 from leakguard.core.clock import monotonic
 from leakguard.core.collector import COLLECTOR
@@ -18,7 +19,6 @@ from leakguard.core.lock import LOCK
 from leakguard.core.observer import Observers, tell_nobody
 from leakguard.core.process import EVERYWHERE, INSTALLED
 from leakguard.core.register import Register
-from leakguard.core.report import describe_return
 from leakguard.core.scope import Scope, Tally, current_scope, nearest_open
 from leakguard.core.settings import Mode
 from leakguard.core.signals import handle_signal
@@ -34,22 +34,7 @@ if TYPE_CHECKING:
     from leakguard.core.finding import Finding
     from leakguard.core.observer import Observer
     from leakguard.core.settings import Settings
-
-
-class Source(Protocol):
-    """Where a guard learns what happens."""
-
-    def attach(self, guard: Guard) -> None:
-        """Tell `guard` from now on."""
-        ...
-
-    def detach(self, guard: Guard) -> None:
-        """Tell it no more, and leave the library as it was found."""
-        ...
-
-    def dismiss(self, guard: Guard) -> None:
-        """Tell it no more, and leave the library alone: somebody may be in the middle of it."""
-        ...
+    from leakguard.core.source import Source
 
 
 class Guard:
@@ -76,14 +61,14 @@ class Guard:
         """Whether it was installed before the first of them."""
         self.observers = Observers(observers, FAULTS)
         self._sources = tuple(sources)
-        self._register = Register(settings.ignore, FAULTS)
-        self._judge = Judge(settings.late_after, self._found, self.released)
+        register = Register(settings.ignore, FAULTS)
+        self._announcer = Announcer(register, self.observers, FAULTS)
+        found = self._announcer.found
+        self._judge = Judge(settings.late_after, found, self.released)
         self._open: dict[Hold, None] = {}
         held_after = settings.held_after
-        self._held = (
-            None if held_after is None else HeldJudge(held_after, self._open.copy, self._found)
-        )
-        self._unresolved: dict[Hold, list[Finding]] = {}
+        self._held = None if held_after is None else HeldJudge(held_after, self._open.copy, found)
+        self._unresolved = self._announcer.unresolved  # what every connection is looked up in
 
     def install(self) -> Self:
         """Begin to watch. Does nothing where it is installed, or where the mode is "off"."""
@@ -156,7 +141,7 @@ class Guard:
         if self._held is not None:
             self._held.forget()
         self._forget_open()
-        self._unresolved.clear()
+        self._announcer.forget()
 
     def __enter__(self) -> Self:
         with LOCK:
@@ -352,7 +337,7 @@ class Guard:
         if self._judge.waits:
             self._judge.stop_waiting(hold)
         if self._unresolved and hold in self._unresolved:
-            self._resolve(hold)
+            self._announcer.resolve(hold)
         self.observers.released(hold)
 
     def collected(self, hold: Hold) -> None:
@@ -367,17 +352,13 @@ class Guard:
 
     def has_leaked(self, hold: Hold) -> bool:
         """Return whether `hold` was reported as leaked, and has not come back."""
-        findings = self._unresolved.get(hold, ())
-        return any(finding.kind is FindingKind.LEAKED for finding in findings)
+        return self._announcer.has_leaked(hold)
 
     def exhausted(
         self, exhaustion: Exhaustion, scope: Scope | None, pool: str, waited: float
     ) -> Finding:
         """Take note that a checkout timed out, and return what there is to say of it."""
-        finding, told = self._register.enter_exhaustion(exhaustion, scope, pool, waited)
-        if told:
-            self.observers.found(finding)
-        return finding
+        return self._announcer.exhausted(exhaustion, scope, pool, waited)
 
     def _forget_open(self) -> None:
         for hold in self._open.copy():
@@ -431,13 +412,13 @@ class Guard:
         if not take_out(self._open, hold):
             return
         if hold.scope is None and isinstance(hold, ConnectionHold):
-            self._found(hold, Verdict(FindingKind.RECLAIMED))
+            self._announcer.found(hold, Verdict(FindingKind.RECLAIMED))
         elif isinstance(hold, ConnectionHold):
             self._note_collected(hold)
         else:
             self._forget_surplus(hold)
         if hold in self._unresolved:
-            self._resolve(hold)
+            self._announcer.resolve(hold)
         self.observers.released(hold)
 
     def _forget_surplus(self, session: Hold) -> None:
@@ -447,35 +428,6 @@ class Guard:
             tally = scope.sessions_collected = scope.sessions_collected or Tally()
             if session.allowed is not None or tally.too_many(session):
                 scope.take_out(session)
-
-    def _found(self, hold: Hold, verdict: Verdict) -> None:
-        finding = self._enter(hold, verdict)
-        if finding is None:
-            return
-        self.observers.found(finding)
-        if finding.kind in _RESOLVABLE:
-            # Work that outlived its scope may have left it, and each of the two is a finding.
-            self._unresolved.setdefault(hold, []).append(finding)
-            # It may have come back while it was being judged, in another thread.
-            if hold.released_monotonic is not None:
-                self._resolve(hold)
-
-    def _enter(self, hold: Hold, verdict: Verdict) -> Finding | None:
-        try:
-            return self._register.enter(hold, verdict)
-        except Exception as error:  # noqa: BLE001  (the other holds' findings are due all the same)
-            FAULTS.report("leakguard's register", error, "A finding is lost. Please report it.")
-            return None
-
-    def _resolve(self, hold: Hold) -> None:
-        # Taking it out is atomic: where two come at once, one of them resolves it.
-        for finding in self._unresolved.pop(hold, ()):
-            finding.resolution = describe_return(finding, hold)
-            # Told by the watch: a connection may come back at any point of any code.
-            WATCH.post(partial(self._tell_resolved, finding))
-
-    def _tell_resolved(self, finding: Finding) -> None:
-        self.observers.resolved(finding)
 
 
 def _detach(source: Source, guard: Guard) -> None:
@@ -488,7 +440,5 @@ def _dismiss(source: Source, guard: Guard) -> None:
 
 _NOTABLE_LIMIT: Final = 100
 """How many connections that are out no more a scope remembers for its end."""
-
-_RESOLVABLE: Final = frozenset({FindingKind.LEAKED, FindingKind.HELD, FindingKind.OUTLIVES_SCOPE})
 
 _ACQUIRED: Final = {"session": "session constructed", "connection": "connection checked out"}

@@ -12,12 +12,13 @@ from typing import Any
 from leakguard import CallSite, Finding, FindingKind, Observer, Scope
 from leakguard.core.callsite import capture, no_segments
 from leakguard.core.finding import PoolUsage
-from leakguard.core.guard import Guard, Source
+from leakguard.core.guard import Guard
 from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.core.holder import current_holder
 from leakguard.core.register import make_finding as finding_of
 from leakguard.core.scope import current_scope
 from leakguard.core.settings import build_settings
+from leakguard.core.source import Source
 
 
 def make_guard(*told: Observer, sources: Iterable[Source] = (), **options: Any) -> Guard:

@@ -155,7 +155,7 @@ def test_what_ends_the_process_passes(error: type[BaseException]) -> None:
     guard = installed(ignore=[predicate])
     hold = take(guard)
     with pytest.raises(error):
-        guard._found(hold, Verdict(FindingKind.RECLAIMED))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as the judge calls it
+        guard._announcer.found(hold, Verdict(FindingKind.RECLAIMED))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as the judge calls it
     guard.uninstall()
 
 

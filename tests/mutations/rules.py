@@ -22,6 +22,7 @@ _VERDICT: Final = "core/verdict.py"
 _JUDGE: Final = "core/judge.py"
 _SESSION_JUDGE: Final = "core/session_judge.py"
 _HELD_JUDGE: Final = "core/held_judge.py"
+_ANNOUNCER: Final = "core/announcer.py"
 _GUARD: Final = "core/guard.py"
 _REGISTER: Final = "core/register.py"
 _SCOPE: Final = "core/scope.py"
@@ -190,7 +191,7 @@ MUTATIONS: Final = (
         "makes a second finding of a leak that is collected later",
         _GUARD,
         "self._judge.collected(hold)",
-        "self._found(hold, Verdict(FindingKind.RECLAIMED))",
+        "self._announcer.found(hold, Verdict(FindingKind.RECLAIMED))",
     ),
     Mutation(
         "depends on when the collector runs: what it takes while others are waited for is clean",
@@ -207,7 +208,7 @@ MUTATIONS: Final = (
     Mutation(
         "says nothing of what the collector took outside of any scope",
         _GUARD,
-        "self._found(hold, Verdict(FindingKind.RECLAIMED))",
+        "self._announcer.found(hold, Verdict(FindingKind.RECLAIMED))",
         "pass",
     ),
     Mutation(
@@ -219,7 +220,8 @@ MUTATIONS: Final = (
     Mutation(
         "does not call a leak resolved that is collected",
         _GUARD,
-        "if hold in self._unresolved:\n            self._resolve(hold)\n        self.observers",
+        "if hold in self._unresolved:\n            self._announcer.resolve(hold)\n"
+        "        self.observers",
         "self.observers",
     ),
     Mutation(
@@ -460,7 +462,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "tells no observer of a checkout that timed out",
-        _GUARD,
+        _ANNOUNCER,
         "if told:",
         "if False:",
     ),
