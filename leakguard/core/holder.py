@@ -77,9 +77,11 @@ class TaskHolder:
         return self._loop()
 
     def running(self) -> bool:
-        """Return whether the task is not done."""
-        task = self._task()
-        return task is not None and not task.done()
+        """Return whether the task is not done, and may go on: its loop is not closed."""
+        task, loop = self._task(), self._loop()
+        if task is None or loop is None:
+            return False
+        return not (task.done() or loop.is_closed())
 
     def stack(self) -> Stack:
         """Return where the task waits or runs."""

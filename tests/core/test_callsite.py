@@ -384,6 +384,7 @@ def test_sites_are_equal_by_their_innermost_line() -> None:
     assert one == same_code
     assert hash(one) == hash(same_code)
     assert one != caller
+    assert one != CallSite(((code, len(code.co_code) - 2),))  # another line of the function
     assert one != site_at("app/other.py", 12, "get_db")
     assert one != "app/db.py:12"
     assert hash(one) != hash(caller)

@@ -540,6 +540,19 @@ class Nameless(Coroutine[Any, Any, None]):
         return iter(())
 
 
+def test_a_task_whose_loop_is_closed_runs_no_more() -> None:
+    """It will never go on, so that nobody is left who could give back what it has."""
+    loop = asyncio.new_event_loop()
+    task: Any = loop.create_task(asyncio.Event().wait())
+    holder = TaskHolder(task)
+    loop.run_until_complete(asyncio.sleep(0))
+    assert holder.running()  # the loop is only stopped
+    loop.close()
+    assert not holder.running()
+    assert not task.done()
+    task._log_destroy_pending = False  # noqa: SLF001  (it is destroyed, as it is meant to be)
+
+
 def test_a_task_of_a_function_without_a_name_has_its_own() -> None:
     """More is not known of it."""
 

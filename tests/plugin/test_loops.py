@@ -117,6 +117,31 @@ def test_a_task_that_has_nothing_to_do_with_it_saves_nobody(
     result.stdout.fnmatch_lines(["*FAILED* test_suite.py::test_leaks*"])
 
 
+CLOSED = """
+import asyncio
+tasks = []
+
+
+async def keep():
+    connection = engine.connect()
+    await asyncio.Event().wait()
+    connection.close()
+
+
+def test_closes_its_loop():
+    loop = asyncio.new_event_loop()
+    tasks.append(loop.create_task(keep()))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+"""
+
+
+def test_a_loop_that_is_closed_never_goes_on(write: Write, run_apart: Run) -> None:
+    """What its tasks have is not given back: their test fails, and not the run at its end."""
+    write(CLOSED)
+    ended(run_apart("--leakguard=error", "-Wignore"), failed=1)
+
+
 WORKER = """
 @pytest.fixture(scope="session", autouse=True)
 async def worker():
