@@ -21,7 +21,7 @@ from benchmarks.application import Workload, make
 from benchmarks.children import Figures, compare, to_json
 from benchmarks.sections import Options, Results, run_section
 
-WAYS = ("bare", "bare, again", "leakguard, production", "asgi-correlation-id")
+WAYS = ("bare", "bare, again", "floor", "leakguard, production", "asgi-correlation-id")
 _CONNECTIONS = 16
 """How many clients there are, each of which waits for its answer before it asks again."""
 _SECONDS = 1.0

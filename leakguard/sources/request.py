@@ -47,8 +47,6 @@ class RequestScope(Scope):
         self._method: str | None = method if method is None or method in _METHODS else _OTHER_METHOD
         kind = asgi["type"]
         super().__init__(guard, self._method or REQUEST_TYPES[kind], kind)
-        self.headers_id = id(asgi.get("headers"))
-        """Known of the request it is for: copies of an ASGI scope share their headers."""
         block = allowed_block.get()
         if block is not None:
             self.block_before = block
@@ -65,10 +63,18 @@ class RequestScope(Scope):
         other = current_scope.get()  # which may have ended, unlike the parent
         while other is not None and not isinstance(other, RequestScope):
             other = other.parent
-        if other is None or other.headers_id == self.headers_id:
+        if other is None or other.headers is self.headers:
             return
         if other.block_before is not self.block_before:
             self.foreign_block = self.block_before
+
+    @property
+    def headers(self) -> object:
+        """Known of the request it is for: copies of an ASGI scope share their headers.
+
+        Of one that is over, its own scope: no other has that.
+        """
+        return self if self._asgi is None else self._asgi.get("headers", self)
 
     @property
     def name(self) -> str:
@@ -137,8 +143,7 @@ class RequestScope(Scope):
         """Go by the scope that the router got where a middleware handed a copy on."""
         try:
             asgi = self._asgi
-            # What most routes name is looked at here already, because that is a call less.
-            if asgi is None or type(asgi.get("endpoint")) is FunctionType or is_routed(asgi):
+            if asgi is None or is_routed(asgi):
                 return
             frame = sys._getframe() if sending else None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # documented
             self._asgi = routed_scope(frame, error) or asgi
@@ -171,13 +176,15 @@ class RequestScope(Scope):
 
     def _note_beginning(self, message: Message) -> None:
         """Note the status of the response, which is being sent."""
-        error = None
-        if message["type"] != "websocket.accept":
+        accepted = message["type"] == "websocket.accept"
+        if not accepted:
             self.status = message.get("status")
-            error = sys.exception()
             if self.event_log is not None:
                 self.event_log.add("response started")
-        self._see_copy(error, sending=True)
+        asgi = self._asgi
+        # What most routes name is looked at here already, because that is a call less.
+        if asgi is not None and type(asgi.get("endpoint")) is not FunctionType:
+            self._see_copy(None if accepted else sys.exception(), sending=True)
 
 
 _LOOK: Final = "leakguard's look at the route"

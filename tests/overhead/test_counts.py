@@ -18,16 +18,16 @@ from tests.overhead.counting import Counts
 SQLALCHEMY: Final = "2.1.9"
 RECORDED: Final = {
     (3, 11): {
-        "production": Counts(51, 2, 16, 28, 1840),
-        "development": Counts(69, 3, 21, 41, 2552),
+        "production": Counts(50, 2, 15, 28, 1840),
+        "development": Counts(68, 3, 20, 41, 2552),
     },
     (3, 12): {
-        "production": Counts(51, 2, 16, 28, 1816),
-        "development": Counts(69, 3, 21, 41, 2528),
+        "production": Counts(50, 2, 15, 28, 1816),
+        "development": Counts(68, 3, 20, 41, 2528),
     },
     (3, 13): {
-        "production": Counts(51, 2, 16, 28, 1816),
-        "development": Counts(69, 3, 21, 41, 2528),
+        "production": Counts(50, 2, 15, 28, 1816),
+        "development": Counts(68, 3, 20, 41, 2528),
     },
 }
 """By version of Python, and by mode; with SQLAlchemy of the version above."""
