@@ -79,9 +79,12 @@ class TaskHolder:
     def running(self) -> bool:
         """Return whether the task is not done, and may go on: its loop is not closed."""
         task, loop = self._task(), self._loop()
-        if task is None or loop is None:
+        if task is None or loop is None or task.done():
             return False
-        return not (task.done() or loop.is_closed())
+        try:
+            return not loop.is_closed()
+        except NotImplementedError:  # a loop of the user's that cannot be closed
+            return True
 
     def stack(self) -> Stack:
         """Return where the task waits or runs."""

@@ -47,6 +47,8 @@ class RequestScope(Scope):
         self._method: str | None = method if method is None or method in _METHODS else _OTHER_METHOD
         kind = asgi["type"]
         super().__init__(guard, self._method or REQUEST_TYPES[kind], kind)
+        self.headers_id = id(asgi.get("headers"))
+        """Known of the request it is for: copies of an ASGI scope share their headers."""
         block = allowed_block.get()
         if block is not None:
             self.block_before = block
@@ -63,18 +65,10 @@ class RequestScope(Scope):
         other = current_scope.get()  # which may have ended, unlike the parent
         while other is not None and not isinstance(other, RequestScope):
             other = other.parent
-        if other is None or other.headers is self.headers:
+        if other is None or other.headers_id == self.headers_id:
             return
         if other.block_before is not self.block_before:
             self.foreign_block = self.block_before
-
-    @property
-    def headers(self) -> object:
-        """Known of the request it is for: copies of an ASGI scope share their headers.
-
-        Of one that is over, its own scope: no other has that.
-        """
-        return self if self._asgi is None else self._asgi.get("headers", self)
 
     @property
     def name(self) -> str:

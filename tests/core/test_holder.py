@@ -553,6 +553,22 @@ def test_a_task_whose_loop_is_closed_runs_no_more() -> None:
     task._log_destroy_pending = False  # noqa: SLF001  (it is destroyed, as it is meant to be)
 
 
+def test_a_loop_that_cannot_be_closed_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of the user's that has not all that loops have."""
+
+    def is_closed() -> bool:
+        raise NotImplementedError
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio.get_running_loop(), "is_closed", is_closed)
+            assert TaskHolder(task).running()
+
+    asyncio.run(main())
+
+
 def test_a_task_of_a_function_without_a_name_has_its_own() -> None:
     """More is not known of it."""
 
