@@ -73,7 +73,7 @@ class Announcer:
         self.unresolved.clear()
 
     def _tell_resolved(self, finding: Finding) -> None:
-        self._observers.resolved(finding)  # to whom it may be by then
+        self._observers.resolved(finding)  # to those who are observers by then
 
     def _enter(self, hold: Hold, verdict: Verdict) -> Finding | None:
         try:

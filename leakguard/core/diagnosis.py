@@ -57,6 +57,8 @@ class Case:
     """The function that the route names."""
     outlived_by: str | None = None
     """The task or thread that had it, where that went on after the scope."""
+    stranded: str | None = None
+    """The task that has it, where its event loop was closed before it was done."""
     scope_type: str | None = None
     """What the scope is: `"http"`, `"websocket"`, or another type."""
     responding: bool = False
@@ -100,6 +102,15 @@ def _used_after_close(case: Case) -> Hint | None:
     return Hint(
         "the session was used again after close(), which silently took a new connection",
         "close the session after its last use, reading of expired attributes included",
+    )
+
+
+def _left_by_a_closed_loop(case: Case) -> Hint | None:
+    if case.stranded is None:
+        return None
+    return Hint(
+        f"{case.stranded} has it and cannot go on: its event loop was closed before it was done",
+        "cancel the task and await it before the loop is closed, as asyncio.run() does",
     )
 
 
@@ -249,6 +260,7 @@ def _idle_stream(case: Case) -> Hint | None:
 _FIRST_ERROR_STATUS: Final = 400
 
 _LOSSES: Final[tuple[Rule, ...]] = (
+    _left_by_a_closed_loop,
     _used_after_close,
     _left_in_its_block,
     _skipped_by_cancellation,

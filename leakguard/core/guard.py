@@ -68,7 +68,7 @@ class Guard:
         self._open: dict[Hold, None] = {}
         held_after = settings.held_after
         self._held = None if held_after is None else HeldJudge(held_after, self._open.copy, found)
-        self._unresolved = self._announcer.unresolved  # what every connection is looked up in
+        self._unresolved = self._announcer.unresolved  # looked up at every return
 
     def install(self) -> Self:
         """Begin to watch. Does nothing where it is installed, or where the mode is "off"."""

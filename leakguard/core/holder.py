@@ -17,7 +17,7 @@ from leakguard.core.endings import Callback, on_done, on_gone
 from leakguard.core.quick import new_tuple
 from leakguard.core.stacks import Stack, greenlet_stack, is_on_stack, task_stack, thread_stack
 from leakguard.core.strand import GEVENT, TRIO, Strand, current_strand, is_running, strand_stack
-from leakguard.core.tasks import AnyTask, LoopRef, running_loop, task_on
+from leakguard.core.tasks import AnyTask, LoopRef, may_run, running_loop, task_on
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -77,14 +77,15 @@ class TaskHolder:
         return self._loop()
 
     def running(self) -> bool:
-        """Return whether the task is not done, and may go on: its loop is not closed."""
+        """Return whether the task is not done, and may go on."""
+        task = self._task()
+        return task is not None and not (task.done() or self.stranded)
+
+    @property
+    def stranded(self) -> bool:
+        """Whether the task was not done when its event loop was closed."""
         task, loop = self._task(), self._loop()
-        if task is None or loop is None or task.done():
-            return False
-        try:
-            return not loop.is_closed()
-        except NotImplementedError:  # a loop of the user's that cannot be closed
-            return True
+        return task is not None and loop is not None and not (task.done() or may_run(loop))
 
     def stack(self) -> Stack:
         """Return where the task waits or runs."""

@@ -15,7 +15,7 @@ from leakguard.core.faults import apart
 from leakguard.core.hold import ConnectionHold, SessionHold
 from leakguard.core.session_judge import SessionJudge
 from leakguard.core.task_scan import TaskScan
-from leakguard.core.tasks import AnyTask, LoopRef, loop_ref, runs_elsewhere
+from leakguard.core.tasks import AnyTask, LoopRef, loop_ref, may_run, runs_elsewhere
 from leakguard.core.verdict import Fate, Standing, Verdict, verdict_on
 from leakguard.core.watch import WATCH
 
@@ -325,7 +325,7 @@ def _loops(wait: _Wait) -> tuple[AbstractEventLoop, ...]:
     """Return the loops on which tasks of the scope may be about to give the hold back."""
     loops = [None if wait.loop is None else wait.loop()]
     loops += [holder.loop for holder in wait.hold.holders]
-    return tuple({loop for loop in loops if loop is not None})
+    return tuple({loop for loop in loops if loop is not None and may_run(loop)})
 
 
 def _running_holder(hold: ConnectionHold) -> Holder | None:

@@ -12,6 +12,7 @@ from leakguard.core.diagnosis import Case, diagnose
 from leakguard.core.faults import FROM_OUTSIDE
 from leakguard.core.finding import Evidence, Finding, FindingKind, Severity, fingerprint, position
 from leakguard.core.hold import ConnectionHold
+from leakguard.core.holder import TaskHolder
 from leakguard.core.lock import LOCK
 from leakguard.core.pool_diagnosis import diagnose_pool
 
@@ -171,10 +172,16 @@ def case_of(hold: Hold, kind: FindingKind) -> Case:
         ),
         endpoint=None if scope is None else scope.endpoint,
         outlived_by=hold.outlived_by,
+        stranded=None if connection is None else _stranded(connection),
         scope_type=None if scope is None else scope.type,
         responding=scope is not None and scope.status is not None and scope.responded_at is None,
         now=None if connection is None else _code(connection.now_at),
     )
+
+
+def _stranded(connection: ConnectionHold) -> str | None:
+    tasks = (holder for holder in connection.holders if isinstance(holder, TaskHolder))
+    return next((str(task) for task in tasks if task.stranded), None)
 
 
 def _code(site: CallSite | None) -> CodeType | None:

@@ -322,7 +322,7 @@ def _state(finding: Finding) -> str:
 def _hands(kind: FindingKind, holder: str) -> str:
     if kind is FindingKind.OUTLIVES_SCOPE:
         return f"in the hands of {holder}"
-    return f"left by {holder}, which has ended"
+    return f"left by {holder}, which runs no more"
 
 
 def _usage(usage: PoolUsage, finding: Finding) -> str:

@@ -38,6 +38,14 @@ def runs_elsewhere(loops: Iterable[asyncio.AbstractEventLoop]) -> bool:
     return any(loop is not own and loop.is_running() for loop in loops)
 
 
+def may_run(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether a loop is not closed; a class of the user's may not be able to tell."""
+    try:
+        return not loop.is_closed()
+    except NotImplementedError:
+        return True
+
+
 def current_task() -> AnyTask | None:
     """Return the running task, `None` outside of an event loop."""
     loop = running_loop()

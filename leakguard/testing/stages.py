@@ -18,7 +18,7 @@ from leakguard.core.process import INSTALLED, observe_everywhere, observe_no_mor
 from leakguard.core.scope import AMBIENT, Scope
 from leakguard.core.settings import build_settings
 from leakguard.core.stacks import frames_of, thread_stacks
-from leakguard.core.tasks import runs_elsewhere
+from leakguard.core.tasks import may_run, runs_elsewhere
 from leakguard.core.watch import WATCH
 from leakguard.sources.sqlalchemy import SQLALCHEMY
 from leakguard.sources.starlette import STARLETTE
@@ -299,9 +299,7 @@ def _standing_still(connections: list[ConnectionHold]) -> set[AbstractEventLoop]
     for hold in connections:
         if hold.scope is not None and hold.scope.loop is not None:
             loops.add(hold.scope.loop())
-    return {
-        loop for loop in loops if loop is not None and not (loop.is_running() or loop.is_closed())
-    }
+    return {loop for loop in loops if loop is not None and may_run(loop) and not loop.is_running()}
 
 
 def _under_way(stage: Stage) -> bool:

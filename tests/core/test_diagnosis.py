@@ -629,6 +629,15 @@ def test_the_one_who_still_has_it_is_named() -> None:
     assert hint.cause == "task 'export' was started by the scope and is still using it"
 
 
+def test_a_task_whose_loop_was_closed_is_named() -> None:
+    """A block is no remedy: the task may have one, and does not reach its end."""
+    hint = diagnose(Case(FindingKind.LEAKED, stranded="task 'export'"))
+    assert hint == Hint(
+        "task 'export' has it and cannot go on: its event loop was closed before it was done",
+        "cancel the task and await it before the loop is closed, as asyncio.run() does",
+    )
+
+
 @pytest.mark.parametrize("kind", ON_A_HOLD)
 @pytest.mark.parametrize("by_session", [True, False])
 def test_there_is_always_a_fix(kind: FindingKind, by_session: bool) -> None:

@@ -549,6 +549,7 @@ def test_a_task_whose_loop_is_closed_runs_no_more() -> None:
     assert holder.running()  # the loop is only stopped
     loop.close()
     assert not holder.running()
+    assert holder.stranded
     assert not task.done()
     task._log_destroy_pending = False  # noqa: SLF001  (it is destroyed, as it is meant to be)
 

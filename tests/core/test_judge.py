@@ -129,7 +129,7 @@ def test_the_holder_is_waited_for(guard: Guard, recorder: Recorder, returns: boo
     if returns:
         recorder.wait_for(lambda: recorder.resolutions)
     else:
-        assert "left by task 'child' (Child.work), which has ended" in str(recorder.findings[1])
+        assert "left by task 'child' (Child.work), which runs no more" in str(recorder.findings[1])
 
 
 def test_an_end_that_nobody_tells_is_looked_for(hasty: Guard, recorder: Recorder) -> None:

@@ -237,7 +237,7 @@ def test_every_kind_has_its_headline(kind: FindingKind) -> None:
     "kind, words",
     [
         (FindingKind.OUTLIVES_SCOPE, "in the hands of task 'worker'"),
-        (FindingKind.LEAKED, "left by task 'worker', which has ended"),
+        (FindingKind.LEAKED, "left by task 'worker', which runs no more"),
     ],
 )
 def test_who_had_it_is_said(kind: FindingKind, words: str) -> None:

@@ -139,7 +139,11 @@ def test_closes_its_loop():
 def test_a_loop_that_is_closed_never_goes_on(write: Write, run_apart: Run) -> None:
     """What its tasks have is not given back: their test fails, and not the run at its end."""
     write(CLOSED)
-    ended(run_apart("--leakguard=error", "-Wignore"), failed=1)
+    result = run_apart("--leakguard=error", "-Wignore")
+    ended(result, failed=1)
+    result.stdout.fnmatch_lines(
+        ["leaked: test_suite.py::test_closes_its_loop *", "*loop was closed*"]
+    )
 
 
 WORKER = """

@@ -528,6 +528,42 @@ def test_the_block_of_another_request_exempts_nothing(
 
     asyncio.run(main())
     assert recorder.kinds == ([] if exempt else [FindingKind.LEAKED])
+
+
+def rewritten(asgi: dict[str, Any]) -> dict[str, Any]:
+    """Hand a copy on, and let the original have a new list, as Starlette's `Headers` does."""
+    copy = {**asgi}
+    if "headers" in asgi:
+        asgi["headers"] = [*asgi["headers"]]
+    return copy
+
+
+@pytest.mark.parametrize("headers", [True, False])
+@pytest.mark.parametrize("hand_on", [dict, rewritten])
+def test_the_block_of_the_same_request_exempts_in_a_mounted_application(
+    guard: LeakGuard,
+    recorder: Recorder,
+    engine: Engine,
+    hand_on: Callable[[dict[str, Any]], dict[str, Any]],
+    headers: bool,
+) -> None:
+    """Which has a middleware of its own: it is no other request, and it may have no headers."""
+    kept: list[Session] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        kept.append(session := Session(engine))
+        session.execute(QUERY)
+        await respond(send)
+
+    async def outer(scope: Any, receive: Any, send: Any) -> None:
+        with allow("meant to be"):
+            await middleware(inner, guard)(hand_on(scope), receive, send)
+
+    client = Client(middleware(outer, guard))
+    if not headers:
+        del client.asgi["headers"]
+    client.run()
+    assert recorder.kinds == []
     kept.pop().close()
 
 

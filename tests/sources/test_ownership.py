@@ -1084,3 +1084,22 @@ def test_within_a_context_manager_its_scope_is_at_work(
 def scopes_out(guard: LeakGuard) -> list[str]:
     """Return the scopes of what is out, in alphabetical order."""
     return sorted(hold.scope.name for hold in guard.open_holds() if hold.scope)
+
+
+def test_a_task_whose_loop_was_closed_is_not_waited_for(
+    guard: LeakGuard, recorder: Recorder, engine: Engine
+) -> None:
+    """It never goes on, block or not, and the report says what to do about it."""
+
+    async def keep() -> None:
+        with engine.connect():
+            await asyncio.Event().wait()
+
+    with guard.scope("job"):
+        loop = asyncio.new_event_loop()
+        task: Any = loop.create_task(keep())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+    assert recorder.kinds == [FindingKind.LEAKED]
+    assert "its event loop was closed before it was done" in str(recorder.findings[0])
+    task._log_destroy_pending = False  # noqa: SLF001  (it is destroyed, as it is meant to be)

@@ -1,6 +1,6 @@
 """Counting: from what an observer is told to the values of the metrics.
 
-What happens in every request is written down there, and counted a moment later with all that
+What happens in every request is written down, and counted a moment later with all that
 happened in the meantime, or when the metrics are scraped: counting at once would add half again to
 what leakguard costs a request. What pools have is asked for at a scrape. In multiprocess mode all
 of it is counted as it happens, because the files that the client writes are all that is left of a
@@ -262,7 +262,7 @@ def counted_in(registry: CollectorRegistry) -> Counted:
 
 
 def check_registry(registry: object) -> None:
-    """Raise `SettingsError` for anything else."""
+    """Raise `SettingsError` for what is no registry of the client's."""
     if not isinstance(registry, CollectorRegistry):
         allowed = "must be a prometheus_client.CollectorRegistry"
         raise SettingsError("registry", registry, allowed)

@@ -74,4 +74,5 @@ def _gauge(name: str, documentation: str, *labels: str) -> Gauge:
 
 
 def route_label(scope: Scope | None) -> str:
+    """Return the template of the route, `NONE` outside of a web application."""
     return NONE if scope is None else scope.route or NONE

@@ -59,7 +59,7 @@ class Checkouts:
         self._by_record: dict[int, Checkout] = {}
         self._detached: dict[int, tuple[Checkout, ...]] = {}
         self.pools = KnownPools(guards, self.out)
-        self._facts = self.pools.by_number  # what nearly every checkout finds there
+        self._known_pools = self.pools.by_number  # looked up at every checkout
         self.taken_again = Patch(
             _ConnectionFairy, "_checkout_existing", self._wrap_checkout_existing
         )
@@ -267,7 +267,7 @@ class Checkouts:
         guard: Guard,
         scope: Scope | None,
     ) -> None:
-        facts = self._facts.get(id(pool))
+        facts = self._known_pools.get(id(pool))
         if facts is None or facts.engine is None or facts.ref() is not pool:
             facts = self.pools.facts_of(pool, guard)
         frame, by_connection = checkout_frame()
